@@ -1,1 +1,6 @@
-//! Skeleton.
+//! orlop: a whole Kubernetes node in one small daemon.
+//!
+//! Architecture invariants: only `api` names the HTTP client; the planning half of `pod` is pure (no clock, no I/O, no
+//! async); `host` carries actions out and decides nothing.
+
+pub mod pod;
