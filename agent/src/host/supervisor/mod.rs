@@ -1,0 +1,229 @@
+//! The supervisors of all pods, as the daemon knows them.
+//!
+//! Owns: one connection and the newest records for each sandbox. Does: starts supervisors, adopts those that an earlier
+//! daemon started, keeps records current from events. Never: asks again what an event tells (no polling), or stops a
+//! supervisor by itself.
+
+pub mod connection;
+
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+use orlop_sandbox::protocol::{
+    Answer, Call, ContainerId, ContainerRecord, Event, SandboxConfig, SandboxDir, SupervisorRecord, VERSION,
+};
+use tokio::sync::watch;
+
+use crate::pod::names::PodUid;
+use connection::{CallError, Connection};
+
+/// Every sandbox of this node. One writer for each entry: the task that reads its connection, or the call that changes it.
+#[derive(Debug)]
+pub struct Supervisors {
+    /// `<run-dir>/pods`.
+    pods_dir: PathBuf,
+    sandboxes: Mutex<HashMap<PodUid, Entry>>,
+    changes: Mutex<HashMap<PodUid, watch::Sender<u64>>>,
+}
+
+#[derive(Debug, Clone)]
+struct Entry {
+    sandbox: LiveSandbox,
+    records: BTreeMap<ContainerId, ContainerRecord>,
+}
+
+/// A sandbox whose supervisor answers.
+#[derive(Debug, Clone)]
+pub struct LiveSandbox {
+    /// To call it.
+    pub connection: Connection,
+    /// Who it is.
+    pub supervisor: SupervisorRecord,
+    /// The pod's sandbox number.
+    pub attempt: u32,
+    /// The pod's addresses, once the network is attached.
+    pub addresses: Option<Vec<IpAddr>>,
+}
+
+impl Supervisors {
+    /// `pods_dir` is `<run-dir>/pods`; it is made if absent.
+    pub fn new(pods_dir: PathBuf) -> io::Result<Arc<Self>> {
+        std::fs::create_dir_all(&pods_dir)?;
+        Ok(Arc::new(Self { pods_dir, sandboxes: Mutex::default(), changes: Mutex::default() }))
+    }
+
+    /// The run directory of a pod.
+    pub fn dir(&self, uid: &PodUid) -> SandboxDir {
+        SandboxDir(self.pods_dir.join(uid.as_str()))
+    }
+
+    /// Every pod that has a run directory.
+    pub fn present(&self) -> Vec<PodUid> {
+        std::fs::read_dir(&self.pods_dir)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .filter_map(|entry| entry.file_name().into_string().ok().map(PodUid::from))
+            .collect()
+    }
+
+    /// The live sandbox of a pod.
+    pub fn live(&self, uid: &PodUid) -> Option<LiveSandbox> {
+        self.lock().get(uid).map(|entry| entry.sandbox.clone())
+    }
+
+    /// The records of a live sandbox's attempts.
+    pub fn records(&self, uid: &PodUid) -> Vec<ContainerRecord> {
+        self.lock().get(uid).map(|entry| entry.records.values().cloned().collect()).unwrap_or_default()
+    }
+
+    /// Remembers the addresses of a sandbox's network; `None` once it is detached.
+    pub fn set_addresses(&self, uid: &PodUid, addresses: Option<Vec<IpAddr>>) {
+        if let Some(entry) = self.lock().get_mut(uid) {
+            entry.sandbox.addresses = addresses;
+        }
+    }
+
+    /// Remembers what a call answered, ahead of the events.
+    pub fn set_record(&self, uid: &PodUid, record: ContainerRecord) {
+        if let Some(entry) = self.lock().get_mut(uid) {
+            let known = entry.records.get(&record.id);
+            // The answer of a start may be read after the exit event of the same container.
+            if !known.is_some_and(|known| known.state.is_over()) {
+                entry.records.insert(record.id.clone(), record);
+            }
+        }
+    }
+
+    /// Forgets an attempt.
+    pub fn remove_record(&self, uid: &PodUid, id: &ContainerId) {
+        if let Some(entry) = self.lock().get_mut(uid) {
+            entry.records.remove(id);
+        }
+    }
+
+    /// Changes whenever something happens to this pod by itself.
+    pub fn changes(&self, uid: &PodUid) -> watch::Receiver<u64> {
+        let mut changes = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
+        changes.entry(uid.clone()).or_insert_with(|| watch::channel(0).0).subscribe()
+    }
+
+    /// Forgets a pod of which nothing is left.
+    pub fn forget(&self, uid: &PodUid) {
+        self.lock().remove(uid);
+        self.changes.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
+    }
+
+    /// Starts a supervisor for a directory that holds nothing of an earlier one but its records.
+    ///
+    /// # Errors
+    /// Where the process cannot be started or does not say Hello: its own words are in its standard error.
+    pub async fn start(self: &Arc<Self>, uid: &PodUid, config: &SandboxConfig) -> Result<(), CallError> {
+        let dir = self.dir(uid);
+        std::fs::create_dir_all(dir.containers())?;
+        crate::host::files::write_json(&dir.config(), config)?;
+        let (ours, theirs) =
+            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
+                .map_err(io::Error::from)?;
+        spawn(&dir, theirs)?;
+        nix::fcntl::fcntl(&ours, nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK))
+            .map_err(io::Error::from)?;
+        self.attach(uid, Connection::new(ours)?, config.attempt).await
+    }
+
+    /// Connects to a supervisor that an earlier daemon started. `None`: there is none, or it does not answer.
+    pub async fn adopt(self: &Arc<Self>, uid: &PodUid) -> Option<LiveSandbox> {
+        let dir = self.dir(uid);
+        let config: SandboxConfig = crate::host::files::read_json(&dir.config()).ok()?;
+        let connection = Connection::connect(&dir.socket()).ok()?;
+        match self.attach(uid, connection, config.attempt).await {
+            Ok(()) => self.live(uid),
+            Err(error) => {
+                tracing::warn!(%uid, %error, "a supervisor's socket is there and does not answer");
+                None
+            }
+        }
+    }
+
+    async fn attach(
+        self: &Arc<Self>,
+        uid: &PodUid,
+        connection: Connection,
+        attempt: u32,
+    ) -> Result<(), CallError> {
+        let reader = tokio::spawn(Arc::clone(self).read(uid.clone(), connection.clone()));
+        let hello = connection.call(Call::Hello { version: VERSION }).await?;
+        let state = connection.call(Call::State).await?;
+        let (Answer::Hello { supervisor, .. }, Answer::State { containers }) = (hello, state) else {
+            reader.abort();
+            return Err(io::Error::other("the supervisor answers another question").into());
+        };
+        let sandbox = LiveSandbox { connection, supervisor, attempt, addresses: None };
+        let mut sandboxes = self.lock();
+        let entry = sandboxes
+            .entry(uid.clone())
+            .and_modify(|entry| entry.sandbox = sandbox.clone())
+            .or_insert_with(|| Entry { sandbox, records: BTreeMap::new() });
+        for record in containers {
+            entry.records.insert(record.id.clone(), record);
+        }
+        Ok(())
+    }
+
+    /// The task of one connection; ends with it.
+    async fn read(self: Arc<Self>, uid: PodUid, connection: Connection) {
+        connection
+            .read(|event| match event {
+                Event::Exited(record) => {
+                    if let Some(entry) = self.lock().get_mut(&uid) {
+                        entry.records.insert(record.id.clone(), record);
+                    }
+                    self.announce(&uid);
+                }
+                Event::ExecExited { .. } => {}
+            })
+            .await;
+        {
+            let mut sandboxes = self.lock();
+            // The pod may have a new sandbox by now.
+            if sandboxes.get(&uid).is_some_and(|entry| entry.sandbox.connection.is(&connection)) {
+                sandboxes.remove(&uid);
+            }
+        }
+        self.announce(&uid);
+    }
+
+    fn announce(&self, uid: &PodUid) {
+        let changes = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(sender) = changes.get(uid) {
+            sender.send_modify(|count| *count += 1);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<PodUid, Entry>> {
+        self.sandboxes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Starts `orlop sandbox` with its first connection as standard input. It is not waited for: the daemon may end before
+/// it, and while the daemon lives the runtime reaps it.
+fn spawn(dir: &SandboxDir, connection: OwnedFd) -> io::Result<()> {
+    let child = tokio::process::Command::new("/proc/self/exe")
+        .arg0("orlop")
+        .arg("sandbox")
+        .arg("--dir")
+        .arg(Path::new(&dir.0))
+        .stdin(Stdio::from(connection))
+        .stdout(Stdio::null())
+        .stderr(Stdio::inherit())
+        .kill_on_drop(false)
+        .spawn()?;
+    drop(child);
+    Ok(())
+}
