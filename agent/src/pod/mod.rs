@@ -7,6 +7,7 @@ pub mod action;
 pub mod host;
 pub mod names;
 pub mod observed;
+pub mod quantity;
 pub mod reporter;
 pub mod spec;
 pub mod status;
