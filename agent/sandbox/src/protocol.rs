@@ -135,6 +135,9 @@ pub struct TmpfsMount {
     pub size_bytes: Option<u64>,
     /// Permission bits of the root directory.
     pub mode: u32,
+    /// Owning group of the root directory (`fsGroup`); root's when `None`.
+    #[serde(default)]
+    pub gid: Option<u32>,
 }
 
 /// Who supervises a sandbox; makes a pid trustworthy after a reboot or pid wrap-around.

@@ -87,7 +87,9 @@ pub fn resolver(pod: &Pod, node: &NodeDns) -> (Resolver, Vec<String>) {
         DnsPolicy::None => Resolver::default(),
         DnsPolicy::Default => node.node.clone(),
         // Without a cluster DNS kubelet falls back to the node's.
-        DnsPolicy::ClusterFirst | DnsPolicy::ClusterFirstWithHostNet if node.cluster_dns.is_empty() => node.node.clone(),
+        DnsPolicy::ClusterFirst | DnsPolicy::ClusterFirstWithHostNet if node.cluster_dns.is_empty() => {
+            node.node.clone()
+        }
         DnsPolicy::ClusterFirst | DnsPolicy::ClusterFirstWithHostNet => cluster_resolver(pod, node),
     };
     let config = &pod.spec.dns_config;
@@ -213,7 +215,10 @@ mod tests {
     }
 
     fn pod() -> Pod {
-        Pod { metadata: Metadata { name: "web".into(), namespace: "shop".into(), ..Metadata::default() }, ..Pod::default() }
+        Pod {
+            metadata: Metadata { name: "web".into(), namespace: "shop".into(), ..Metadata::default() },
+            ..Pod::default()
+        }
     }
 
     #[test]

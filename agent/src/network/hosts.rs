@@ -66,7 +66,8 @@ mod tests {
 
     #[test]
     fn aliases_come_last() {
-        let alias = HostAlias { ip: "1.2.3.4".parse().expect("address"), hostnames: vec!["a".into(), "b".into()] };
+        let alias =
+            HostAlias { ip: "1.2.3.4".parse().expect("address"), hostnames: vec!["a".into(), "b".into()] };
         let text = of_node("127.0.0.1 localhost\n", &[alias]);
         assert!(text.ends_with("localhost\n\n# Entries added by HostAliases.\n1.2.3.4\ta\tb\n"));
     }

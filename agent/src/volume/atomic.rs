@@ -79,14 +79,20 @@ fn fill(fresh: &Path, payload: &Payload, group: Option<u32>) -> io::Result<()> {
         if group.is_some() || file.owner.is_some() {
             chown(&target, file.owner, group).map_err(|e| named("chown", &target, &e))?;
         }
-        fs::set_permissions(&target, fs::Permissions::from_mode(mode)).map_err(|e| named("chmod", &target, &e))?;
+        fs::set_permissions(&target, fs::Permissions::from_mode(mode))
+            .map_err(|e| named("chmod", &target, &e))?;
     }
     Ok(())
 }
 
 fn missing_parents(root: &Path, target: &Path) -> Vec<PathBuf> {
-    let mut parents: Vec<PathBuf> =
-        target.ancestors().skip(1).take_while(|path| *path != root).filter(|path| !path.exists()).map(Path::to_owned).collect();
+    let mut parents: Vec<PathBuf> = target
+        .ancestors()
+        .skip(1)
+        .take_while(|path| *path != root)
+        .filter(|path| !path.exists())
+        .map(Path::to_owned)
+        .collect();
     parents.reverse();
     parents
 }
@@ -160,8 +166,11 @@ mod tests {
     }
 
     fn names(dir: &Path) -> Vec<String> {
-        let mut names: Vec<String> =
-            fs::read_dir(dir).expect("read").flatten().map(|e| e.file_name().to_string_lossy().into_owned()).collect();
+        let mut names: Vec<String> = fs::read_dir(dir)
+            .expect("read")
+            .flatten()
+            .map(|e| e.file_name().to_string_lossy().into_owned())
+            .collect();
         names.sort();
         names
     }

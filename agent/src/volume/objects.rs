@@ -13,10 +13,18 @@ use crate::pod::spec::Pod;
 /// Fetches objects on behalf of pods.
 pub trait Objects: Send + Sync + 'static {
     /// A ConfigMap's `data` and `binaryData`.
-    fn config_map<'a>(&'a self, namespace: &'a str, name: &'a str) -> BoxFuture<'a, Result<Arc<ObjectData>, ObjectError>>;
+    fn config_map<'a>(
+        &'a self,
+        namespace: &'a str,
+        name: &'a str,
+    ) -> BoxFuture<'a, Result<Arc<ObjectData>, ObjectError>>;
 
     /// A Secret's decoded `data`.
-    fn secret<'a>(&'a self, namespace: &'a str, name: &'a str) -> BoxFuture<'a, Result<Arc<ObjectData>, ObjectError>>;
+    fn secret<'a>(
+        &'a self,
+        namespace: &'a str,
+        name: &'a str,
+    ) -> BoxFuture<'a, Result<Arc<ObjectData>, ObjectError>>;
 
     /// A service account token bound to the pod.
     fn token<'a>(

@@ -12,7 +12,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use resources::{PodLimits, Qos};
+use resources::PodLimits;
+
+use crate::pod::spec::QosClass;
 
 /// The cgroup file systems of this machine, and the subtree in them that is ours.
 #[derive(Debug, Clone)]
@@ -137,12 +139,12 @@ impl Cgroups {
     }
 
     /// A pod's cgroup as a path from the root of every hierarchy, as `linux.cgroupsPath` wants it.
-    pub fn pod_path(&self, qos: Qos, uid: &str) -> PathBuf {
+    pub fn pod_path(&self, qos: QosClass, uid: &str) -> PathBuf {
         let base = Path::new("/").join(&self.root).join("kubepods");
         match qos {
-            Qos::Guaranteed => base,
-            Qos::Burstable => base.join("burstable"),
-            Qos::BestEffort => base.join("besteffort"),
+            QosClass::Guaranteed => base,
+            QosClass::Burstable => base.join("burstable"),
+            QosClass::BestEffort => base.join("besteffort"),
         }
         .join(format!("pod{uid}"))
     }
@@ -378,8 +380,8 @@ mod tests {
     fn a_pods_path_is_kubelets() {
         let cgroups = Cgroups::from_mountinfo(UNIFIED, "/edge").expect("mounted");
         let path = |qos| cgroups.pod_path(qos, "u1").display().to_string();
-        assert_eq!(path(Qos::Guaranteed), "/edge/kubepods/podu1");
-        assert_eq!(path(Qos::Burstable), "/edge/kubepods/burstable/podu1");
-        assert_eq!(path(Qos::BestEffort), "/edge/kubepods/besteffort/podu1");
+        assert_eq!(path(QosClass::Guaranteed), "/edge/kubepods/podu1");
+        assert_eq!(path(QosClass::Burstable), "/edge/kubepods/burstable/podu1");
+        assert_eq!(path(QosClass::BestEffort), "/edge/kubepods/besteffort/podu1");
     }
 }

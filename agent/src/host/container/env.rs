@@ -66,7 +66,9 @@ pub fn resolve(pod: &Pod, container: &Container, sources: &Sources) -> Result<Ve
             EnvValue::ConfigMapKey(key) => {
                 one_key(&sources.config_maps, (&key.name, &key.key), key.optional, "configmap")?
             }
-            EnvValue::SecretKey(key) => one_key(&sources.secrets, (&key.name, &key.key), key.optional, "secret")?,
+            EnvValue::SecretKey(key) => {
+                one_key(&sources.secrets, (&key.name, &key.key), key.optional, "secret")?
+            }
         };
         if let Some(value) = value {
             env.set(&var.name, value);
@@ -283,10 +285,16 @@ mod tests {
 
     #[test]
     fn services_yield_to_env_from_and_that_to_env() {
-        let mut sources = Sources { services: vec![("A".into(), "svc".into()), ("S".into(), "svc".into())], ..Sources::default() };
+        let mut sources = Sources {
+            services: vec![("A".into(), "svc".into()), ("S".into(), "svc".into())],
+            ..Sources::default()
+        };
         sources.config_maps.insert("cm".into(), object(&[("A", "cm"), ("B", "cm")]));
         let container = Container {
-            env_from: vec![EnvFrom { config_map_ref: Some(ObjectRef { name: "cm".into(), optional: false }), ..EnvFrom::default() }],
+            env_from: vec![EnvFrom {
+                config_map_ref: Some(ObjectRef { name: "cm".into(), optional: false }),
+                ..EnvFrom::default()
+            }],
             env: vec![literal("B", "own"), literal("C", "$(A)-$(B)")],
             ..Container::default()
         };
@@ -313,9 +321,13 @@ mod tests {
 
     #[test]
     fn fields_of_the_pod_become_text() {
-        let mut pod = Pod { metadata: Metadata { name: "p".into(), ..Metadata::default() }, ..Pod::default() };
+        let mut pod =
+            Pod { metadata: Metadata { name: "p".into(), ..Metadata::default() }, ..Pod::default() };
         pod.metadata.labels = BTreeMap::from([("app".into(), "web".into()), ("b".into(), "x\"y".into())]);
-        let facts = Facts { pod_ips: vec!["10.0.0.1".parse().expect("ip"), "fd00::1".parse().expect("ip")], ..Facts::default() };
+        let facts = Facts {
+            pod_ips: vec!["10.0.0.1".parse().expect("ip"), "fd00::1".parse().expect("ip")],
+            ..Facts::default()
+        };
         let field = |path: &str| pod_field(&pod, path, &facts);
         assert_eq!(field("metadata.name").as_deref(), Ok("p"));
         assert_eq!(field("metadata.labels['app']").as_deref(), Ok("web"));
