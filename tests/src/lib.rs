@@ -1,1 +1,45 @@
-//! Skeleton.
+//! End-to-end tests and benchmarks: the real binary, driven as its users drive it.
+//!
+//! - [`node`]: a node with namespaces, directories and a cgroup root of its own; gone when dropped.
+//! - [`client`]: a small API client that speaks from inside a node's network namespace.
+//! - [`image`]: images made of Debian's busybox.
+//! - [`leftovers`]: what a node leaves behind on the machine.
+//!
+//! Never: links the agent, or knows how it is made inside.
+
+pub mod client;
+pub mod image;
+pub mod leftovers;
+pub mod manifest;
+pub mod node;
+
+/// Why a test cannot run here, if it cannot: printed as `SKIP <reason>` and counted by the runner.
+pub fn cannot_run() -> Option<&'static str> {
+    if !nix::unistd::geteuid().is_root() {
+        return Some("needs root");
+    }
+    if !std::path::Path::new("/bin/busybox").exists() {
+        return Some("needs /bin/busybox (Debian's busybox-static)");
+    }
+    if std::env::var_os("ORLOP_BIN").is_none() {
+        return Some("needs ORLOP_BIN, the binary to test (set by the test runner)");
+    }
+    None
+}
+
+/// Ends the calling test as skipped where it cannot run.
+#[macro_export]
+macro_rules! require {
+    () => {
+        if let Some(reason) = $crate::cannot_run() {
+            println!("SKIP {reason}");
+            return Ok(());
+        }
+    };
+    ($condition:expr, $reason:expr) => {
+        if !$condition {
+            println!("SKIP {}", $reason);
+            return Ok(());
+        }
+    };
+}

@@ -1,0 +1,338 @@
+//! A node under test: the real daemon in network, mount and UTS namespaces of its own, with directories and a cgroup root
+//! of its own.
+//!
+//! Owns: all of that, and its removal, also when a test fails. Never: touches anything else on the machine.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::client::{Access, Client};
+
+static COUNT: AtomicU32 = AtomicU32::new(0);
+
+/// A node and its embedded API server.
+pub struct Node {
+    dir: tempfile::TempDir,
+    cgroup_root: String,
+    name: String,
+    /// Keeps the namespaces while no daemon runs.
+    holder: Child,
+    daemon: Option<Child>,
+    client: Option<Client>,
+}
+
+impl Node {
+    /// A node with a server of its own, started, with the busybox image imported, Ready.
+    pub fn standalone() -> anyhow::Result<Self> {
+        let mut node = Self::prepared()?;
+        node.import_busybox()?;
+        node.start()?;
+        Ok(node)
+    }
+
+    /// Namespaces and directories, and nothing running.
+    pub fn prepared() -> anyhow::Result<Self> {
+        let dir = tempfile::Builder::new().prefix("orlop-e2e-").tempdir()?;
+        let name = format!("node-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let cgroup_root = format!("orlop-test-{name}");
+        for sub in ["root", "run", "logs/pods", "etc", "bin"] {
+            fs::create_dir_all(dir.path().join(sub))?;
+        }
+        fs::write(dir.path().join("etc/config.yaml"), config(dir.path(), &cgroup_root))?;
+        let holder = hold_namespaces(&name)?;
+        Ok(Self { dir, cgroup_root, name, holder, daemon: None, client: None })
+    }
+
+    /// The directory that holds everything of this node.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// The node's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// `cgroupRoot` without the leading slash.
+    pub fn cgroup_root(&self) -> &str {
+        &self.cgroup_root
+    }
+
+    /// The daemon's process id.
+    pub fn pid(&self) -> anyhow::Result<u32> {
+        Ok(self.daemon.as_ref().context("the daemon does not run")?.id())
+    }
+
+    /// Imports the busybox image into the node's store.
+    pub fn import_busybox(&self) -> anyhow::Result<()> {
+        let archive = crate::image::busybox_archive(self.dir.path())?;
+        let out =
+            self.orlop(&["image", "import", &archive.display().to_string(), "--tag", crate::image::BUSYBOX])?;
+        ensure!(!out.is_empty(), "import said nothing");
+        Ok(())
+    }
+
+    /// Starts the daemon with the embedded server and waits until the node is Ready.
+    pub fn start(&mut self) -> anyhow::Result<()> {
+        self.spawn(&["--standalone"])?;
+        self.wait_ready()
+    }
+
+    /// Starts the daemon with these further arguments, and waits for nothing.
+    pub fn spawn(&mut self, args: &[&str]) -> anyhow::Result<()> {
+        let log = File::options().create(true).append(true).open(self.log_path())?;
+        let dir = self.dir.path();
+        let mut command = self.inside();
+        command
+            .arg(orlop_bin())
+            .args(["run", "--hostname-override", &self.name])
+            .arg("--root-dir")
+            .arg(dir.join("root"))
+            .arg("--run-dir")
+            .arg(dir.join("run"))
+            .arg("--config")
+            .arg(dir.join("etc/config.yaml"))
+            .args(args)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log);
+        self.daemon = Some(command.spawn().context("start the daemon")?);
+        Ok(())
+    }
+
+    /// Waits until the API server says that the node is Ready.
+    pub fn wait_ready(&mut self) -> anyhow::Result<()> {
+        let kubeconfig = self.kubeconfig();
+        let start = Instant::now();
+        while !kubeconfig.exists() {
+            self.check_alive()?;
+            ensure!(
+                start.elapsed() < Duration::from_secs(20),
+                "no admin kubeconfig after 20 s: {}",
+                self.log()
+            );
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let path = format!("/api/v1/nodes/{}", self.name);
+        loop {
+            let seen = self.client().and_then(|client| client.find(&path));
+            if let Ok(Some(node)) = &seen
+                && crate::manifest::is_ready(node)
+            {
+                return Ok(());
+            }
+            self.check_alive()?;
+            ensure!(
+                start.elapsed() < Duration::from_secs(30),
+                "not Ready after 30 s: {seen:?}\n{}",
+                self.log()
+            );
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    fn check_alive(&mut self) -> anyhow::Result<()> {
+        let ended = self.daemon.as_mut().and_then(|daemon| daemon.try_wait().transpose());
+        match ended {
+            Some(status) => bail!("the daemon ended with {:?}:\n{}", status, self.log()),
+            None => Ok(()),
+        }
+    }
+
+    /// The admin kubeconfig of the embedded server.
+    pub fn kubeconfig(&self) -> PathBuf {
+        self.dir.path().join("root/standalone/admin.kubeconfig")
+    }
+
+    /// A client that speaks from inside the node.
+    pub fn client(&mut self) -> anyhow::Result<Client> {
+        if let Some(client) = &self.client {
+            return Ok(client.clone());
+        }
+        let access = Access::from_kubeconfig(&fs::read_to_string(self.kubeconfig())?)?;
+        let netns = File::open(format!("/proc/{}/ns/net", self.holder.id()))?;
+        let client = Client::new(access, Some(netns))?;
+        self.client = Some(client.clone());
+        Ok(client)
+    }
+
+    /// SIGKILL to the daemon, and nothing else.
+    pub fn kill_daemon(&mut self) -> anyhow::Result<()> {
+        if let Some(mut daemon) = self.daemon.take() {
+            daemon.kill()?;
+            daemon.wait()?;
+        }
+        Ok(())
+    }
+
+    /// SIGTERM to the daemon; its exit code.
+    pub fn stop_daemon(&mut self) -> anyhow::Result<Option<i32>> {
+        let Some(mut daemon) = self.daemon.take() else { return Ok(None) };
+        kill(Pid::from_raw(i32::try_from(daemon.id())?), Signal::SIGTERM)?;
+        let start = Instant::now();
+        while start.elapsed() < Duration::from_secs(15) {
+            if let Some(status) = daemon.try_wait()? {
+                return Ok(status.code());
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        daemon.kill()?;
+        daemon.wait()?;
+        bail!("the daemon did not end within 15 s of SIGTERM: {}", self.log())
+    }
+
+    /// Runs a program inside the node's namespaces; its standard output.
+    pub fn run_inside(&self, command: &[&str]) -> anyhow::Result<String> {
+        let output = self.inside().args(command).output()?;
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        ensure!(
+            output.status.success(),
+            "{command:?}: {}\n{text}{}",
+            output.status,
+            String::from_utf8_lossy(&output.stderr)
+        );
+        Ok(text)
+    }
+
+    /// Runs one of orlop's commands on this node; its standard output.
+    pub fn orlop(&self, args: &[&str]) -> anyhow::Result<String> {
+        let output = self.orlop_output(args)?;
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        ensure!(
+            output.status.success(),
+            "orlop {args:?}: {}\n{text}{}",
+            output.status,
+            String::from_utf8_lossy(&output.stderr)
+        );
+        Ok(text)
+    }
+
+    /// As [`Self::orlop`], whatever comes of it.
+    pub fn orlop_output(&self, args: &[&str]) -> anyhow::Result<std::process::Output> {
+        let dir = self.dir.path();
+        let output = self
+            .inside()
+            .env("ORLOP_ROOT_DIR", dir.join("root"))
+            .env("ORLOP_RUN_DIR", dir.join("run"))
+            .arg(orlop_bin())
+            .args(args)
+            .stdin(Stdio::null())
+            .output()?;
+        Ok(output)
+    }
+
+    /// What the daemon has logged.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.log_path()).unwrap_or_default()
+    }
+
+    fn log_path(&self) -> PathBuf {
+        self.dir.path().join("daemon.log")
+    }
+
+    fn inside(&self) -> Command {
+        let mut command = Command::new("nsenter");
+        command.args(["--net", "--mount", "--uts", "-t", &self.holder.id().to_string(), "--"]);
+        command
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        if std::thread::panicking() || std::env::var_os("ORLOP_TEST_LOG").is_some() {
+            eprintln!("--- log of {} ---\n{}", self.name, self.log());
+        }
+        let _ = self.kill_daemon();
+        self.end_pods();
+        let _ = self.holder.kill();
+        let _ = self.holder.wait();
+    }
+}
+
+impl Node {
+    /// Ends everything in our cgroup root, then removes it.
+    fn end_pods(&self) {
+        let mut bases = vec![Path::new("/sys/fs/cgroup").join(&self.cgroup_root)];
+        for entry in fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
+            bases.push(entry.path().join(&self.cgroup_root));
+        }
+        for _ in 0..100 {
+            let alive: usize = bases.iter().map(|base| kill_all(base)).sum();
+            if alive == 0 {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        for base in &bases {
+            remove_cgroup(base);
+        }
+    }
+}
+
+fn kill_all(dir: &Path) -> usize {
+    let mut count = 0;
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            count += kill_all(&entry.path());
+        }
+    }
+    let procs = fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
+    for pid in procs.lines().filter_map(|line| line.parse().ok()) {
+        count += 1;
+        let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+    }
+    count
+}
+
+fn remove_cgroup(dir: &Path) {
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove_cgroup(&entry.path());
+        }
+    }
+    let _ = fs::remove_dir(dir);
+}
+
+/// A process that keeps network, mount and UTS namespaces: `lo` is up, and a default route leads to a veth whose other
+/// end nobody serves.
+fn hold_namespaces(name: &str) -> anyhow::Result<Child> {
+    let script = format!(
+        "hostname {name} && ip link set lo up && ip link add uplink0 type veth peer name uplink1 && \
+         ip addr add 192.0.2.2/24 dev uplink0 && ip link set uplink0 up && ip link set uplink1 up && \
+         ip route add default via 192.0.2.1 && echo ready && exec sleep infinity"
+    );
+    let mut child = Command::new("unshare")
+        .args(["--net", "--mount", "--uts", "--propagation", "private", "--", "sh", "-c", &script])
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("unshare (util-linux)")?;
+    let mut line = String::new();
+    let stdout = child.stdout.take().context("stdout")?;
+    std::io::BufRead::read_line(&mut std::io::BufReader::new(stdout), &mut line)?;
+    if line != "ready\n" {
+        let _ = child.kill();
+        let _ = child.wait();
+        bail!("cannot make namespaces for a node (iproute2 installed?)");
+    }
+    Ok(child)
+}
+
+fn orlop_bin() -> PathBuf {
+    PathBuf::from(std::env::var_os("ORLOP_BIN").unwrap_or_else(|| "target/debug/orlop".into()))
+}
+
+fn config(dir: &Path, cgroup_root: &str) -> String {
+    let dir = dir.display();
+    format!(
+        "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\ncgroupRoot: /{cgroup_root}\n\
+         cgroupDriver: cgroupfs\nfailCgroupV1: false\npodLogsDir: {dir}/logs/pods\nclusterDNS: [10.96.0.10]\n\
+         clusterDomain: cluster.local\n"
+    )
+}
