@@ -1,1 +1,4 @@
-//! Skeleton.
+//! The library of the node agent.
+
+pub mod api;
+pub mod image;

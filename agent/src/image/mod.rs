@@ -1,0 +1,6 @@
+//! Container images: names, registries, archives, layers on disk.
+pub mod config;
+pub mod digest;
+pub mod layers;
+pub mod manifest;
+pub mod reference;
