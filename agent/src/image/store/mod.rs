@@ -247,6 +247,17 @@ impl Store {
         self.image(record, SystemTime::now()).ok_or(StoreError::MissingLayers { id })
     }
 
+    /// Gives an image one more tagged name, taking it from whoever had it.
+    ///
+    /// # Errors
+    /// [`StoreError::NotFound`] if the image is not there.
+    pub fn tag(&self, id: &Digest, name: &str) -> Result<Image, StoreError> {
+        let found = self.read_record(id)?;
+        let (mut record, _) = found.ok_or_else(|| StoreError::NotFound(id.to_string()))?;
+        record.tags.insert(name.to_owned());
+        self.commit(record)
+    }
+
     /// Removes an image and the layers no other image has. Returns the bytes freed.
     ///
     /// # Errors
