@@ -1,0 +1,145 @@
+//! Why a registry did not give what it was asked for.
+
+use super::super::digest::Digest;
+use super::super::manifest::ManifestError;
+use crate::api::http::{HttpError, StatusCode};
+
+/// Every variant names the image or the URL.
+#[derive(Debug, thiserror::Error)]
+pub enum RegistryError {
+    /// The registry has no such repository, tag or digest.
+    #[error("{image}: not found in registry {registry}")]
+    NotFound {
+        /// Which image.
+        image: String,
+        /// Where.
+        registry: String,
+    },
+    /// Credentials are missing or do not allow it. Many registries say so for images that do not exist.
+    #[error("{image}: pull access denied by registry {registry}: {message}")]
+    Unauthorized {
+        /// Which image.
+        image: String,
+        /// Where.
+        registry: String,
+        /// The registry's words.
+        message: String,
+    },
+    /// The registry asks to come back later.
+    #[error("{url}: too many requests: {message}")]
+    RateLimited {
+        /// What was asked.
+        url: String,
+        /// The registry's words.
+        message: String,
+    },
+    /// Any other status.
+    #[error("{url}: the registry answered {status}: {message}")]
+    Status {
+        /// What was asked.
+        url: String,
+        /// The code.
+        status: StatusCode,
+        /// The registry's words.
+        message: String,
+    },
+    /// A redirect that leads nowhere useful.
+    #[error("{url}: {reason}")]
+    Redirect {
+        /// What was asked.
+        url: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The token server's answer is of no use.
+    #[error("{url}: no token in the answer: {reason}")]
+    Token {
+        /// The token server.
+        url: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The content is not what its digest says.
+    #[error("{what}: digest is {found}, not {wanted}")]
+    WrongDigest {
+        /// Manifest, configuration or layer.
+        what: String,
+        /// As asked for.
+        wanted: Digest,
+        /// As received.
+        found: Digest,
+    },
+    /// The content has another length than its descriptor says.
+    #[error("{what}: {found} bytes, not {wanted}")]
+    WrongSize {
+        /// Configuration or layer.
+        what: String,
+        /// As the manifest says.
+        wanted: u64,
+        /// As received.
+        found: u64,
+    },
+    /// The manifest is of no use.
+    #[error("{image}: {source}")]
+    Manifest {
+        /// Which image.
+        image: String,
+        /// Why.
+        source: ManifestError,
+    },
+    /// The configuration is of no use.
+    #[error("{image}: image configuration: {reason}")]
+    Config {
+        /// Which image.
+        image: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// No answer at all.
+    #[error(transparent)]
+    Http(#[from] HttpError),
+}
+
+impl RegistryError {
+    /// Whether the same request may well succeed a little later.
+    #[must_use]
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::RateLimited { .. } => true,
+            Self::Status { status, .. } => status.is_server_error(),
+            Self::Http(error) => error.is_transient(),
+            Self::NotFound { .. }
+            | Self::Unauthorized { .. }
+            | Self::Redirect { .. }
+            | Self::Token { .. }
+            | Self::WrongDigest { .. }
+            | Self::WrongSize { .. }
+            | Self::Manifest { .. }
+            | Self::Config { .. } => false,
+        }
+    }
+
+    /// Whether the registry could not be reached or could not answer.
+    #[must_use]
+    pub fn is_unavailable(&self) -> bool {
+        match self {
+            Self::Http(error) => matches!(
+                error,
+                HttpError::Connect { .. }
+                    | HttpError::Stalled { .. }
+                    | HttpError::Broken { .. }
+                    | HttpError::Tls { .. }
+            ),
+            Self::Status { status, .. } => status.is_server_error(),
+            Self::NotFound { .. }
+            | Self::Unauthorized { .. }
+            | Self::RateLimited { .. }
+            | Self::Redirect { .. }
+            | Self::Token { .. }
+            | Self::WrongDigest { .. }
+            | Self::WrongSize { .. }
+            | Self::Manifest { .. }
+            | Self::Config { .. } => false,
+        }
+    }
+}
