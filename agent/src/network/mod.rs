@@ -1,4 +1,187 @@
 //! A pod's network as the agent sees it: attachment through `cni`, and the files that tell a pod its names.
+//!
+//! Owns: which network configuration is in force, `network.json` and `etc/hosts` of each sandbox. Never: speaks netlink or
+//! CNI itself (the crate `orlop-cni` does), or blocks the runtime's threads (its calls run on threads of their own).
 
 pub mod dns;
 pub mod hosts;
+pub mod service_env;
+
+use std::io;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use ipnet::IpNet;
+use orlop_cni::runtime::{Attachment, DefaultNetwork, PortMapping, Runtime, RuntimeConfig};
+use orlop_sandbox::protocol::SandboxDir;
+use serde::{Deserialize, Serialize};
+
+use crate::host::files;
+use crate::pod::names::PodUid;
+use crate::pod::spec::{Pod, Protocol};
+
+/// A plugin that takes longer is killed.
+const PLUGIN_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Where things of the network are.
+#[derive(Debug, Clone)]
+pub struct NetworkSettings {
+    /// `/etc/cni/net.d`: a configuration there wins over the node's own.
+    pub conf_dir: PathBuf,
+    /// `/opt/cni/bin`.
+    pub bin_dir: PathBuf,
+    /// `<run-dir>/cni`: leases and results; they die with the pods at a reboot.
+    pub state_dir: PathBuf,
+    /// Where the node's podCIDRs are remembered for a start without an API server.
+    pub cidrs_file: PathBuf,
+    /// Ranges that are not masqueraded beside the pods' own (the cluster's).
+    pub cluster_cidrs: Vec<IpNet>,
+}
+
+/// Connects pods.
+#[derive(Debug)]
+pub struct Network {
+    settings: NetworkSettings,
+    runtime: Mutex<Arc<Runtime>>,
+}
+
+/// What the network gave a pod; `network.json` in its run directory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AttachedNetwork {
+    /// The primary address first.
+    pub addresses: Vec<IpAddr>,
+}
+
+impl AttachedNetwork {
+    /// Reads what an earlier attachment gave.
+    pub fn read(dir: &SandboxDir) -> Option<Self> {
+        files::read_json(&path(dir)).ok()
+    }
+}
+
+fn path(dir: &SandboxDir) -> PathBuf {
+    dir.0.join("network.json")
+}
+
+impl Network {
+    /// With the podCIDRs of an earlier life, if any.
+    pub fn open(settings: NetworkSettings) -> Self {
+        let cidrs: Vec<IpNet> = files::read_json(&settings.cidrs_file).unwrap_or_default();
+        let runtime = Mutex::new(Arc::new(runtime(&settings, &cidrs)));
+        Self { settings, runtime }
+    }
+
+    /// Takes the node's podCIDRs; the newest win, pods that are attached keep their addresses.
+    ///
+    /// # Errors
+    /// Where they cannot be remembered; they are in force nevertheless.
+    pub fn set_pod_cidrs(&self, cidrs: &[IpNet]) -> io::Result<()> {
+        let known: Vec<IpNet> = files::read_json(&self.settings.cidrs_file).unwrap_or_default();
+        if known == cidrs {
+            return Ok(());
+        }
+        *self.runtime.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(runtime(&self.settings, cidrs));
+        files::write_json(&self.settings.cidrs_file, &cidrs)
+    }
+
+    /// Whether a pod can be attached now; the sentence is for the node's Ready condition.
+    pub async fn status(&self) -> Result<(), String> {
+        self.call(|runtime| runtime.status()).await
+    }
+
+    /// Attaches a pod; a pod that is attached already gets the same answer.
+    pub async fn attach(
+        &self,
+        pod: &Pod,
+        dir: &SandboxDir,
+        supervisor: i32,
+        cluster_domain: &str,
+    ) -> Result<Vec<IpAddr>, String> {
+        let addresses = match AttachedNetwork::read(dir) {
+            Some(network) => network.addresses,
+            None => {
+                let attachment = attachment(pod, Some(supervisor));
+                let attached = self.call(move |runtime| runtime.add(&attachment)).await?;
+                if attached.ips.is_empty() {
+                    return Err(format!("network {:?} gave the pod no address", attached.network));
+                }
+                attached.ips
+            }
+        };
+        let names = dns::names(pod, cluster_domain)?;
+        let text = hosts::managed(&addresses, &names, &pod.spec.host_aliases);
+        let written = files::write_atomic(&dir.0.join("etc/hosts"), text.as_bytes(), 0o644)
+            .and_then(|()| files::write_json(&path(dir), &AttachedNetwork { addresses: addresses.clone() }));
+        written.map_err(|error| error.to_string())?;
+        Ok(addresses)
+    }
+
+    /// Detaches a pod; gone already is success.
+    pub async fn detach(&self, pod: &Pod, dir: &SandboxDir, supervisor: Option<i32>) -> Result<(), String> {
+        let attachment = attachment(pod, supervisor);
+        self.call(move |runtime| runtime.del(&attachment)).await?;
+        files::remove_file(&path(dir)).map_err(|error| error.to_string())
+    }
+
+    /// Frees whatever belongs to none of these pods: leases and links of pods that vanished while no daemon ran.
+    pub async fn collect_garbage(&self, living: &[PodUid]) -> Result<(), String> {
+        let valid: Vec<Attachment> =
+            living.iter().map(|uid| Attachment::of_pod(uid.as_str(), PathBuf::new(), "", "", uid.as_str())).collect();
+        self.call(move |runtime| runtime.gc(&valid)).await
+    }
+
+    /// Every call blocks its thread, and enters network namespaces on threads of its own.
+    async fn call<T, E>(&self, call: impl FnOnce(&Runtime) -> Result<T, E> + Send + 'static) -> Result<T, String>
+    where
+        T: Send + 'static,
+        E: std::fmt::Display + Send + 'static,
+    {
+        let runtime = Arc::clone(&self.runtime.lock().unwrap_or_else(PoisonError::into_inner));
+        match tokio::task::spawn_blocking(move || call(&runtime)).await {
+            Ok(Ok(result)) => Ok(result),
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(error) => Err(format!("the network call was lost: {error}")),
+        }
+    }
+}
+
+fn runtime(settings: &NetworkSettings, cidrs: &[IpNet]) -> Runtime {
+    let network = DefaultNetwork {
+        pod_cidrs: cidrs.to_vec(),
+        cluster_cidrs: settings.cluster_cidrs.clone(),
+        state_dir: Some(settings.state_dir.clone()),
+        ..DefaultNetwork::default()
+    };
+    Runtime::new(RuntimeConfig {
+        conf_dir: settings.conf_dir.clone(),
+        bin_dirs: vec![settings.bin_dir.clone()],
+        cache_dir: settings.state_dir.join("results"),
+        state_dir: settings.state_dir.clone(),
+        fallback: network.to_list(),
+        timeout: PLUGIN_TIMEOUT,
+    })
+}
+
+/// The pod's UID is the container id: one attachment for each pod, whatever the number of its sandboxes.
+fn attachment(pod: &Pod, supervisor: Option<i32>) -> Attachment {
+    let netns = supervisor.map(|pid| Path::new("/proc").join(pid.to_string()).join("ns/net")).unwrap_or_default();
+    let uid = pod.uid().as_str();
+    let mut attachment = Attachment::of_pod(uid, netns, pod.namespace(), pod.name(), uid);
+    let ports = pod.containers().flat_map(|(_, container)| &container.ports).filter(|port| port.host_port != 0);
+    attachment.capabilities.port_mappings = ports
+        .map(|port| PortMapping {
+            host_port: port.host_port,
+            container_port: port.container_port,
+            protocol: match port.protocol {
+                Protocol::Tcp => "tcp",
+                Protocol::Udp => "udp",
+                Protocol::Sctp => "sctp",
+            }
+            .to_owned(),
+            host_ip: port.host_ip,
+        })
+        .collect();
+    attachment
+}
