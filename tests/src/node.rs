@@ -39,6 +39,27 @@ impl Node {
 
     /// Namespaces and directories, and nothing running.
     pub fn prepared() -> anyhow::Result<Self> {
+        Self::with_link(OWN_LINK)
+    }
+
+    /// A prepared second node on a link with this one, which has a server.
+    pub fn beside(&self) -> anyhow::Result<Self> {
+        let node = Self::with_link("true")?;
+        self.run_inside(&["ip", "link", "set", "uplink1", "netns", &node.holder.id().to_string()])?;
+        node.run_inside(&["sh", "-c", SECOND_LINK])?;
+        Ok(node)
+    }
+
+    /// Writes a kubeconfig with which `node` may join this node's server; its path.
+    pub fn kubeconfig_for(&self, node: &Node) -> anyhow::Result<String> {
+        let server = "https://192.0.2.2:6443";
+        let text = self.orlop(&["standalone", "kubeconfig", "--node", node.name(), "--server", server])?;
+        let path = node.dir().join("etc/kubeconfig");
+        fs::write(&path, text)?;
+        Ok(path.display().to_string())
+    }
+
+    fn with_link(link: &str) -> anyhow::Result<Self> {
         let dir = tempfile::Builder::new().prefix("orlop-e2e-").tempdir()?;
         let name = format!("node-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let cgroup_root = format!("orlop-test-{name}");
@@ -46,7 +67,7 @@ impl Node {
             fs::create_dir_all(dir.path().join(sub))?;
         }
         fs::write(dir.path().join("etc/config.yaml"), config(dir.path(), &cgroup_root))?;
-        let holder = hold_namespaces(&name)?;
+        let holder = hold_namespaces(&name, link)?;
         Ok(Self { dir, cgroup_root, name, holder, daemon: None, client: None })
     }
 
@@ -300,14 +321,17 @@ fn remove_cgroup(dir: &Path) {
     let _ = fs::remove_dir(dir);
 }
 
-/// A process that keeps network, mount and UTS namespaces: `lo` is up, and a default route leads to a veth whose other
-/// end nobody serves.
-fn hold_namespaces(name: &str) -> anyhow::Result<Child> {
-    let script = format!(
-        "hostname {name} && ip link set lo up && ip link add uplink0 type veth peer name uplink1 && \
-         ip addr add 192.0.2.2/24 dev uplink0 && ip link set uplink0 up && ip link set uplink1 up && \
-         ip route add default via 192.0.2.1 && echo ready && exec sleep infinity"
-    );
+/// A veth whose other end nobody serves yet, and a default route through it.
+const OWN_LINK: &str = "ip link add uplink0 type veth peer name uplink1 && ip addr add 192.0.2.2/24 dev uplink0 && \
+    ip link set uplink0 up && ip link set uplink1 up && ip route add default via 192.0.2.1";
+/// The other end, in a second node.
+const SECOND_LINK: &str = "ip addr add 192.0.2.3/24 dev uplink1 && ip link set uplink1 up && \
+    ip route add default via 192.0.2.2";
+
+/// A process that keeps network, mount and UTS namespaces.
+fn hold_namespaces(name: &str, link: &str) -> anyhow::Result<Child> {
+    let script =
+        format!("hostname {name} && ip link set lo up && {link} && echo ready && exec sleep infinity");
     let mut child = Command::new("unshare")
         .args(["--net", "--mount", "--uts", "--propagation", "private", "--", "sh", "-c", &script])
         .stdout(Stdio::piped())
