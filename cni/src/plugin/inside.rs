@@ -1,0 +1,123 @@
+//! The container's end: addresses and routes inside its namespace.
+//!
+//! Owns: what is done by a thread that has entered the namespace, over a socket opened there.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use nix::errno::Errno;
+
+use crate::netlink::{AddressSpec, Channel, Link, RouteSpec, unless};
+use crate::netns::{Netns, set_sysctl};
+use crate::spec::{CniError, IpConfig, Route, code};
+
+use super::conf::{Conf, Mode};
+
+/// `RT_SCOPE_LINK`.
+const SCOPE_LINK: u8 = 253;
+
+/// What the container's end gets.
+pub(super) struct Inside<'a> {
+    pub(super) ifname: &'a str,
+    pub(super) ips: &'a [IpConfig],
+    pub(super) routes: &'a [Route],
+}
+
+/// Configures the container's end and brings it up.
+pub(super) fn configure(netns: &Netns, conf: &Conf, wanted: &Inside<'_>) -> Result<Link, CniError> {
+    netns.run(|| {
+        let mut channel = Channel::route()?;
+        let link = find(&mut channel, wanted.ifname)?;
+        if wanted.ips.iter().any(|ip| ip.address.addr().is_ipv6()) {
+            let key = format!("net/ipv6/conf/{}/disable_ipv6", wanted.ifname);
+            set_sysctl(&key, "0").map_err(|e| CniError::new(code::IO, e.to_string()))?;
+        }
+        channel.set_up(link.index)?;
+        for ip in wanted.ips {
+            channel.add_address(&AddressSpec {
+                no_prefix_route: conf.mode == Mode::Ptp,
+                detect_duplicates: conf.detect_duplicates,
+                ..AddressSpec::new(link.index, ip.address)
+            })?;
+        }
+        if conf.mode == Mode::Ptp {
+            for ip in wanted.ips {
+                reach_gateway(&mut channel, link.index, ip)?;
+            }
+        }
+        for route in wanted.routes {
+            channel.add_route(&spec(route, &link, wanted.ips)?)?;
+        }
+        Ok(link)
+    })?
+}
+
+/// On a point-to-point link nothing is a neighbour but the gateway; the subnet is reached through it.
+fn reach_gateway(channel: &mut Channel, index: u32, ip: &IpConfig) -> Result<(), CniError> {
+    let gateway =
+        ip.gateway.ok_or_else(|| CniError::config(format!("address {} has no gateway", ip.address)))?;
+    let source = Some(ip.address.addr());
+    channel.add_route(&RouteSpec {
+        scope: Some(SCOPE_LINK),
+        source,
+        ..RouteSpec::new(IpNet::from(gateway), index)
+    })?;
+    let subnet = ip.address.trunc();
+    if subnet != IpNet::from(ip.address.addr()) {
+        channel.add_route(&RouteSpec { source, ..RouteSpec::new(subnet, index).via(gateway) })?;
+    }
+    Ok(())
+}
+
+/// A route as the kernel wants it: without a gateway of its own it goes through that of the address's subnet.
+fn spec(route: &Route, link: &Link, ips: &[IpConfig]) -> Result<RouteSpec, CniError> {
+    let v4 = route.dst.addr().is_ipv4();
+    let of_subnet = || ips.iter().filter(|ip| ip.address.addr().is_ipv4() == v4).find_map(|ip| ip.gateway);
+    let on_link = route.scope == Some(SCOPE_LINK);
+    let gateway: Option<IpAddr> = route.gw.or_else(|| if on_link { None } else { of_subnet() });
+    if gateway.is_none() && !on_link {
+        return Err(CniError::config(format!("route to {} has no gateway", route.dst)));
+    }
+    let scope = route.scope.filter(|_| gateway.is_none());
+    Ok(RouteSpec {
+        gateway,
+        scope,
+        mtu: route.mtu,
+        advmss: route.advmss,
+        priority: route.priority,
+        table: route.table,
+        ..RouteSpec::new(route.dst.trunc(), link.index)
+    })
+}
+
+/// What is really inside, for CHECK.
+pub(super) struct Found {
+    pub(super) link: Link,
+    pub(super) addresses: Vec<IpNet>,
+    pub(super) routes: Vec<RouteSpec>,
+}
+
+/// Looks at the container's end.
+pub(super) fn look(netns: &Netns, ifname: &str) -> Result<Found, CniError> {
+    netns.run(|| {
+        let mut channel = Channel::route()?;
+        let link = find(&mut channel, ifname)?;
+        let addresses = channel.addresses(link.index)?.into_iter().map(|(_, net)| net).collect();
+        let routes = channel.routes()?;
+        Ok(Found { link, addresses, routes })
+    })?
+}
+
+/// Brings the loopback interface of a namespace up. Already up is fine.
+pub(crate) fn loopback_up(netns: &Netns) -> Result<(), CniError> {
+    netns.run(|| {
+        let mut channel = Channel::route()?;
+        // The loopback interface is the first of every namespace.
+        unless(channel.set_up(1), &[Errno::EEXIST]).map_err(CniError::from)
+    })?
+}
+
+fn find(channel: &mut Channel, ifname: &str) -> Result<Link, CniError> {
+    let missing = || CniError::new(code::CHECK_FAILED, format!("the container has no interface {ifname}"));
+    channel.link(ifname)?.ok_or_else(missing)
+}

@@ -1,0 +1,98 @@
+//! Masquerade: what containers send to the outside leaves with the node's address.
+//!
+//! Owns: a chain for each subnet, `masquerade-<network>-<subnet>`, made once and never changed by a container coming or
+//! going; and the sets `nodes4` and `nodes6` of addresses that see containers by their own addresses.
+//! A chain carries a digest of its rules as its comment, so finding it in place costs one small request.
+
+use std::collections::BTreeSet;
+
+use ipnet::IpNet;
+
+use crate::netlink::{Batch, Family, Rule, SetSpec};
+use crate::spec::{CniError, IpConfig};
+
+use super::conf::{Conf, Ipam};
+use super::{Plugin, names, ports};
+
+const HOOK_POSTROUTING: u32 = 4;
+/// `NF_IP_PRI_NAT_SRC`.
+const PRIORITY_SOURCE_NAT: i32 = 100;
+
+impl Plugin {
+    /// Puts the rules for the subnets of these addresses in place, unless they are.
+    pub(super) fn masquerade(&self, conf: &Conf, ips: &[IpConfig]) -> Result<(), CniError> {
+        let subnets: BTreeSet<IpNet> = ips.iter().map(|ip| ip.address.trunc()).collect();
+        self.with_netfilter(|channel| {
+            for subnet in subnets {
+                let (name, comment) = (chain_name(&conf.network, subnet), comment(conf, subnet));
+                let found = channel.chain_comment(&conf.table, &name)?;
+                if found.as_deref() != Some(&comment) {
+                    channel.commit(
+                        &format!("masquerade {subnet}"),
+                        replace_chain(conf, subnet, &name, &comment),
+                    )?;
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// Removes what this network has in the table, and the table when nothing else is in it.
+    pub(super) fn forget_network(&self, conf: &Conf) -> Result<(), CniError> {
+        let Ipam::Own { sets, .. } = &conf.ipam else { return Ok(()) };
+        let subnets: BTreeSet<IpNet> = sets.iter().flatten().map(|r| r.subnet).collect();
+        self.with_netfilter(|channel| {
+            let mut batch = Batch::new(&conf.table);
+            for subnet in subnets {
+                let name = chain_name(&conf.network, subnet);
+                if channel.chain_comment(&conf.table, &name)?.is_some() {
+                    batch.delete_chain(&name);
+                }
+            }
+            channel.commit(&format!("forget the rules of network {}", conf.network), batch)?;
+            ports::forget_empty_table(channel, &conf.table)
+        })
+    }
+}
+
+fn chain_name(network: &str, subnet: IpNet) -> String {
+    let subnet = subnet.to_string().replace('/', "-").replace(':', "_");
+    format!("masquerade-{network}-{subnet}")
+}
+
+fn comment(conf: &Conf, subnet: IpNet) -> String {
+    let inside: Vec<_> = inside(conf, subnet).iter().map(ToString::to_string).collect();
+    names::digest(&format!("1 {subnet} {}", inside.join(" ")))
+}
+
+/// Destinations that are not outside.
+fn inside(conf: &Conf, subnet: IpNet) -> BTreeSet<IpNet> {
+    let v4 = subnet.addr().is_ipv4();
+    let multicast: IpNet = if v4 { "224.0.0.0/4" } else { "ff00::/8" }.parse().expect("a constant");
+    let configured = conf.inside.iter().filter(|net| net.addr().is_ipv4() == v4).map(IpNet::trunc);
+    configured.chain([subnet, multicast]).collect()
+}
+
+fn nodes(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "nodes4",
+        Family::V6 => "nodes6",
+    }
+}
+
+fn replace_chain(conf: &Conf, subnet: IpNet, name: &str, comment: &str) -> Batch {
+    let family = Family::of(subnet.addr());
+    let mut batch = Batch::new(&conf.table);
+    batch.table();
+    batch.set(nodes(family), SetSpec::Addresses(family));
+    // A chain's comment is given when it is made, so one with other rules is made anew.
+    batch.base_chain(name, "nat", HOOK_POSTROUTING, PRIORITY_SOURCE_NAT, comment);
+    batch.delete_chain(name);
+    batch.base_chain(name, "nat", HOOK_POSTROUTING, PRIORITY_SOURCE_NAT, comment);
+    for net in inside(conf, subnet) {
+        batch.rule(name, &Rule::new().destination(net).ret());
+    }
+    batch.rule(name, &Rule::new().destination_in(family, nodes(family)).ret());
+    batch.rule(name, &Rule::new().source(subnet).masquerade());
+    batch
+}

@@ -1,0 +1,83 @@
+//! Learning that the directory of network configurations has changed.
+//!
+//! Owns: an inotify descriptor. The caller waits on it by its own means (it is readable when something changed), then
+//! drains it and loads again.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::path::Path;
+
+use nix::errno::Errno;
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+
+/// A watch of a directory.
+#[derive(Debug)]
+pub struct ConfWatch {
+    inotify: Inotify,
+}
+
+impl ConfWatch {
+    /// Watches `dir`, which is made if it does not exist.
+    ///
+    /// # Errors
+    /// The directory cannot be made or watched.
+    pub fn new(dir: &Path) -> io::Result<Self> {
+        fs::create_dir_all(dir)?;
+        let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?;
+        let changes = AddWatchFlags::IN_CLOSE_WRITE
+            | AddWatchFlags::IN_MOVED_TO
+            | AddWatchFlags::IN_MOVED_FROM
+            | AddWatchFlags::IN_DELETE;
+        inotify.add_watch(dir, changes)?;
+        Ok(Self { inotify })
+    }
+
+    /// Takes what has been reported and says whether there was anything. Never blocks.
+    ///
+    /// # Errors
+    /// The descriptor cannot be read.
+    pub fn drain(&self) -> io::Result<bool> {
+        let mut any = false;
+        loop {
+            match self.inotify.read_events() {
+                Ok(events) => any |= !events.is_empty(),
+                Err(Errno::EAGAIN) => return Ok(any),
+                Err(Errno::EINTR) => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+    }
+}
+
+impl AsFd for ConfWatch {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.inotify.as_fd()
+    }
+}
+
+impl AsRawFd for ConfWatch {
+    fn as_raw_fd(&self) -> RawFd {
+        self.inotify.as_fd().as_raw_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_of_change_is_seen() {
+        let dir = tempfile::tempdir().unwrap();
+        let conf = dir.path().join("net.d");
+        let watch = ConfWatch::new(&conf).unwrap();
+        assert!(!watch.drain().unwrap());
+        fs::write(conf.join("a.conf"), "{}").unwrap();
+        assert!(watch.drain().unwrap());
+        fs::rename(conf.join("a.conf"), conf.join("b.conf")).unwrap();
+        assert!(watch.drain().unwrap());
+        fs::remove_file(conf.join("b.conf")).unwrap();
+        assert!(watch.drain().unwrap());
+        assert!(!watch.drain().unwrap());
+    }
+}
