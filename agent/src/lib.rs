@@ -3,4 +3,5 @@
 //! Architecture invariants: only `api` names the HTTP client; the planning half of `pod` is pure (no clock, no I/O, no
 //! async); `host` carries actions out and decides nothing.
 
+pub mod api;
 pub mod pod;
