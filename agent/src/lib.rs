@@ -4,4 +4,5 @@
 //! async); `host` carries actions out and decides nothing.
 
 pub mod api;
+pub mod config;
 pub mod pod;
