@@ -4,6 +4,7 @@
 //! async); `host` carries actions out and decides nothing.
 
 pub mod api;
+pub mod config;
 pub mod host;
 pub mod image;
 pub mod network;

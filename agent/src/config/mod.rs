@@ -1,0 +1,483 @@
+//! What this node is to be: flags and KubeletConfiguration in, one validated [`Config`] out.
+//!
+//! Owns: defaults (kubelet's, and this project's directories), and the checks that need more than one field. Never:
+//! holds a text where a number, an address or an enum will do.
+
+pub mod duration;
+pub mod flags;
+pub mod kubelet;
+pub mod labels;
+#[cfg(test)]
+mod tests;
+pub mod threshold;
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+pub use flags::RunArgs;
+pub use kubelet::CgroupDriver;
+use kubelet::{AuthorizationMode, KubeletConfiguration};
+use labels::Taint;
+use threshold::Threshold;
+
+use crate::pod::quantity::Quantity;
+
+/// Where everything that outlives a reboot is, if nobody says otherwise.
+pub const ROOT_DIR: &str = "/var/lib/orlop";
+/// Where everything is that a reboot empties, if nobody says otherwise.
+pub const RUN_DIR: &str = "/run/orlop";
+
+/// What is wrong with the configuration. Names file and field.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("configuration {file}: {source}")]
+    Read {
+        /// Which file.
+        file: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A value is not what its field takes, or the file is not YAML.
+    #[error("configuration {file}, line {line}: {field}: {reason}")]
+    Malformed {
+        /// Which file.
+        file: PathBuf,
+        /// Which line, from 1.
+        line: u64,
+        /// The field on that line.
+        field: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A field does not go with what else is known.
+    #[error("configuration {file}: {field}: {reason}")]
+    Field {
+        /// Which file.
+        file: PathBuf,
+        /// Which field.
+        field: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A flag.
+    #[error("{flag}: {reason}")]
+    Flag {
+        /// Which flag.
+        flag: &'static str,
+        /// What is wrong.
+        reason: String,
+    },
+}
+
+/// The whole configuration of a node.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    /// Name of the Node.
+    pub node_name: String,
+    /// The machine's hostname (or its override): the `kubernetes.io/hostname` label.
+    pub hostname: String,
+    /// Addresses given by flag; empty means to look.
+    pub node_ips: Vec<IpAddr>,
+    /// Images, volumes, certificates.
+    pub root_dir: PathBuf,
+    /// Sockets and records of live pods.
+    pub run_dir: PathBuf,
+    /// `podLogsDir`.
+    pub pod_logs_dir: PathBuf,
+    /// Manifests of static pods.
+    pub static_pod_path: Option<PathBuf>,
+    /// Addresses for pods where the API server gives none.
+    pub pod_cidrs: Vec<IpNet>,
+    /// Port 10250 and its friends.
+    pub server: Server,
+    /// What goes into pods' `resolv.conf`.
+    pub dns: Dns,
+    /// Where and how cgroups are made.
+    pub cgroups: Cgroups,
+    /// How many pods, and what they may.
+    pub pods: Pods,
+    /// Container log files.
+    pub logs: Logs,
+    /// How the Node registers and reports.
+    pub node: Node,
+    /// What is kept from pods.
+    pub reserved: Reserved,
+    /// Pulls and garbage collection.
+    pub images: Images,
+}
+
+/// The node's server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Server {
+    /// Port 10250; `None` when `enableServer` is false.
+    pub address: Option<SocketAddr>,
+    /// The port without authentication; `None` unless asked for.
+    pub read_only: Option<SocketAddr>,
+    /// `/healthz` in plain HTTP; `None` when `healthzPort` is 0.
+    pub healthz: Option<SocketAddr>,
+    /// Certificate and key; `None` makes a self-signed pair.
+    pub tls_files: Option<(PathBuf, PathBuf)>,
+    /// Whose client certificates are believed.
+    pub client_ca_file: Option<PathBuf>,
+    /// Whether requests without credentials are those of `system:anonymous` instead of an error.
+    pub anonymous: bool,
+    /// Whether bearer tokens are asked about at the API server, and for how long an answer is believed.
+    pub token_review: Option<Duration>,
+    /// Who may do what.
+    pub authorization: Authorization,
+}
+
+/// Who may do what on the node's server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Authorization {
+    /// Whoever is authenticated may do everything.
+    AlwaysAllow,
+    /// Ask the API server.
+    Webhook {
+        /// How long a yes is believed.
+        allowed_for: Duration,
+        /// How long a no is believed.
+        denied_for: Duration,
+    },
+}
+
+/// What goes into pods' `resolv.conf`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Dns {
+    /// `clusterDNS`.
+    pub servers: Vec<IpAddr>,
+    /// `clusterDomain`, without dots around it.
+    pub domain: String,
+    /// The node's own file; `None` when set to nothing.
+    pub resolv_conf: Option<PathBuf>,
+}
+
+/// Where and how cgroups are made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cgroups {
+    /// Below which cgroup, relative to the hierarchy's root, without slashes around it; empty is the root.
+    pub root: String,
+    /// Naming.
+    pub driver: CgroupDriver,
+    /// Whether CPU limits are enforced, and over which period.
+    pub cpu_quota_period: Option<Duration>,
+}
+
+/// How many pods, and what they may.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pods {
+    /// `maxPods`.
+    pub max: u32,
+    /// `podsPerCore`, 0 for no such limit.
+    pub per_core: u32,
+    /// `podPidsLimit`.
+    pub pids_limit: Option<u64>,
+    /// `crashLoopBackOff.maxContainerRestartPeriod`.
+    pub max_restart_backoff: Duration,
+    /// `allowedUnsafeSysctls`, patterns with `*` at the end included.
+    pub allowed_unsafe_sysctls: Vec<String>,
+    /// Whether RuntimeDefault is the seccomp profile of pods that name none.
+    pub seccomp_default: bool,
+}
+
+/// Container log files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Logs {
+    /// Rotate at this size in bytes.
+    pub max_bytes: u64,
+    /// Keep so many files, the current one included.
+    pub max_files: u32,
+}
+
+/// How the Node registers and reports.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Node {
+    /// Whether to create the Node.
+    pub register: bool,
+    /// Labels to create it with.
+    pub labels: BTreeMap<String, String>,
+    /// Taints to create it with.
+    pub taints: Vec<Taint>,
+    /// `spec.providerID` to create it with.
+    pub provider_id: Option<String>,
+    /// Post the status at least so often.
+    pub report_every: Duration,
+    /// How long a Lease holds; it is renewed four times as often.
+    pub lease_duration: Duration,
+    /// How many images the status lists.
+    pub max_images: Option<usize>,
+}
+
+/// What is kept from pods.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Reserved {
+    /// `kubeReserved` by resource.
+    pub kube: BTreeMap<String, Quantity>,
+    /// `systemReserved` by resource.
+    pub system: BTreeMap<String, Quantity>,
+    /// `evictionHard` by signal.
+    pub eviction_hard: BTreeMap<String, Threshold>,
+    /// Whether swap on this machine is an error.
+    pub fail_swap_on: bool,
+}
+
+/// Pulls and garbage collection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Images {
+    /// Pulls side by side; `None` for any number.
+    pub parallel_pulls: Option<u32>,
+    /// Younger images are never collected.
+    pub minimum_age: Duration,
+    /// Unused older ones always are.
+    pub maximum_age: Option<Duration>,
+    /// Collect from this share of the disk, in percent.
+    pub high_percent: u8,
+    /// Collect down to this share.
+    pub low_percent: u8,
+}
+
+impl Config {
+    /// Reads the file that the flags name and puts both together. Beside it come the fields of the file that are not
+    /// obeyed, each worth one warning.
+    pub fn load(args: &RunArgs) -> Result<(Config, Vec<String>), ConfigError> {
+        let hostname =
+            nix::unistd::gethostname().map(|h| h.to_string_lossy().into_owned()).unwrap_or_default();
+        match &args.config {
+            None => Ok((Self::build(args, KubeletConfiguration::default(), &hostname)?, Vec::new())),
+            Some(file) => {
+                let text = std::fs::read_to_string(file)
+                    .map_err(|source| ConfigError::Read { file: file.clone(), source })?;
+                let (kubelet, ignored) = kubelet::parse(&text, file)?;
+                Ok((Self::build(args, kubelet, &hostname)?, ignored))
+            }
+        }
+    }
+
+    /// Like [`Config::load`], for a file already parsed. Pure.
+    pub fn build(args: &RunArgs, file: KubeletConfiguration, hostname: &str) -> Result<Config, ConfigError> {
+        let path = args.config.as_deref().unwrap_or(Path::new("(none)"));
+        check(&file, path)?;
+        let name = args.hostname_override.as_deref().unwrap_or(hostname).trim().to_lowercase();
+        if !is_dns_name(&name) {
+            let reason =
+                format!("`{name}` cannot be the name of a Node; use lower case letters, digits, `-` and `.`");
+            return Err(ConfigError::Flag { flag: "--hostname-override", reason });
+        }
+        let v4 = args.node_ip.iter().filter(|ip| ip.is_ipv4()).count();
+        if v4 > 1 || args.node_ip.len() - v4 > 1 {
+            let reason = "at most one address of each family".to_owned();
+            return Err(ConfigError::Flag { flag: "--node-ip", reason });
+        }
+        Ok(Config {
+            hostname: name.clone(),
+            node_name: name,
+            node_ips: args.node_ip.clone(),
+            root_dir: args.root_dir.clone(),
+            run_dir: args.run_dir.clone(),
+            pod_logs_dir: set(&file.pod_logs_dir).unwrap_or_else(|| "/var/log/pods".into()),
+            static_pod_path: set(&file.static_pod_path),
+            server: server(&file),
+            dns: dns(&file),
+            cgroups: cgroups(&file),
+            pods: pods(&file),
+            logs: logs(&file),
+            node: node(args, &file)?,
+            images: images(&file),
+            reserved: reserved(&file),
+            pod_cidrs: file.pod_cidr,
+        })
+    }
+}
+
+fn check(file: &KubeletConfiguration, path: &Path) -> Result<(), ConfigError> {
+    let wrong = |field: &str, reason: &str| {
+        Err(ConfigError::Field { file: path.to_owned(), field: field.to_owned(), reason: reason.to_owned() })
+    };
+    if file.container_log_max_files.is_some_and(|n| n < 2) {
+        return wrong("containerLogMaxFiles", "must be at least 2");
+    }
+    if file.container_log_max_size.is_some_and(|size| size.units() < 4096) {
+        return wrong("containerLogMaxSize", "must be at least 4Ki");
+    }
+    let restart = file.crash_loop_back_off.max_container_restart_period.0;
+    if !restart.is_zero() && !(Duration::from_secs(1)..=Duration::from_secs(300)).contains(&restart) {
+        return wrong("crashLoopBackOff.maxContainerRestartPeriod", "must be between 1s and 300s");
+    }
+    let (low, high) = (
+        file.image_gc_low_threshold_percent.unwrap_or(80),
+        file.image_gc_high_threshold_percent.unwrap_or(85),
+    );
+    if high > 100 || low >= high {
+        return wrong(
+            "imageGCHighThresholdPercent",
+            "must be at most 100 and above imageGCLowThresholdPercent",
+        );
+    }
+    if set(&file.tls_cert_file).is_some() != set(&file.tls_private_key_file).is_some() {
+        return wrong("tlsCertFile", "goes together with tlsPrivateKeyFile");
+    }
+    if file.max_parallel_image_pulls == Some(0) {
+        return wrong("maxParallelImagePulls", "must be at least 1");
+    }
+    if file.serialize_image_pulls == Some(true) && file.max_parallel_image_pulls.is_some_and(|n| n > 1) {
+        return wrong("maxParallelImagePulls", "cannot be larger than 1 unless serializeImagePulls is false");
+    }
+    if file.cgroups_per_qos == Some(false) {
+        return wrong("cgroupsPerQOS", "false is not supported");
+    }
+    if file.pod_cidr.iter().filter(|n| n.addr().is_ipv4()).count() > 1 || file.pod_cidr.len() > 2 {
+        return wrong("podCIDR", "at most one network of each family");
+    }
+    Ok(())
+}
+
+fn set(path: &Path) -> Option<PathBuf> {
+    (!path.as_os_str().is_empty()).then(|| path.to_owned())
+}
+
+fn server(file: &KubeletConfiguration) -> Server {
+    let any = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+    let address = file.address.unwrap_or(any);
+    let port = file.port.filter(|p| *p != 0).unwrap_or(10250);
+    let healthz = file.healthz_port.unwrap_or(10248);
+    let healthz_address = file.healthz_bind_address.unwrap_or(Ipv4Addr::LOCALHOST.into());
+    let (authentication, authorization) = (&file.authentication, &file.authorization);
+    let token_review = authentication.webhook.enabled.unwrap_or(true);
+    Server {
+        address: file.enable_server.unwrap_or(true).then_some(SocketAddr::new(address, port)),
+        read_only: file.read_only_port.filter(|p| *p != 0).map(|p| SocketAddr::new(address, p)),
+        healthz: (healthz != 0).then_some(SocketAddr::new(healthz_address, healthz)),
+        tls_files: set(&file.tls_cert_file).zip(set(&file.tls_private_key_file)),
+        client_ca_file: set(&authentication.x509.client_ca_file),
+        anonymous: authentication.anonymous.enabled.unwrap_or(false),
+        token_review: token_review.then(|| authentication.webhook.cache_ttl.or(Duration::from_secs(120))),
+        authorization: match authorization.mode {
+            AuthorizationMode::AlwaysAllow => Authorization::AlwaysAllow,
+            AuthorizationMode::Webhook => Authorization::Webhook {
+                allowed_for: authorization.webhook.cache_authorized_ttl.or(Duration::from_secs(300)),
+                denied_for: authorization.webhook.cache_unauthorized_ttl.or(Duration::from_secs(30)),
+            },
+        },
+    }
+}
+
+fn dns(file: &KubeletConfiguration) -> Dns {
+    let default = || PathBuf::from("/etc/resolv.conf");
+    Dns {
+        servers: file.cluster_dns.clone(),
+        domain: file.cluster_domain.trim_matches('.').to_owned(),
+        resolv_conf: file.resolv_conf.as_deref().map_or_else(|| Some(default()), set),
+    }
+}
+
+fn cgroups(file: &KubeletConfiguration) -> Cgroups {
+    let period = file.cpu_cfs_quota_period.or(Duration::from_millis(100));
+    Cgroups {
+        root: file.cgroup_root.trim_matches('/').to_owned(),
+        driver: file.cgroup_driver,
+        cpu_quota_period: file.cpu_cfs_quota.unwrap_or(true).then_some(period),
+    }
+}
+
+fn pods(file: &KubeletConfiguration) -> Pods {
+    let longest = Duration::from_secs(300);
+    Pods {
+        max: file.max_pods.filter(|n| *n != 0).unwrap_or(110),
+        per_core: file.pods_per_core.unwrap_or(0),
+        pids_limit: file.pod_pids_limit.and_then(|n| u64::try_from(n).ok()).filter(|n| *n > 0),
+        max_restart_backoff: file.crash_loop_back_off.max_container_restart_period.or(longest),
+        allowed_unsafe_sysctls: file.allowed_unsafe_sysctls.clone(),
+        seccomp_default: file.seccomp_default.unwrap_or(false),
+    }
+}
+
+fn logs(file: &KubeletConfiguration) -> Logs {
+    Logs {
+        max_bytes: file.container_log_max_size.map_or(10 << 20, |size| size.units()),
+        max_files: file.container_log_max_files.unwrap_or(5),
+    }
+}
+
+fn node(args: &RunArgs, file: &KubeletConfiguration) -> Result<Node, ConfigError> {
+    let labels: BTreeMap<String, String> = args.node_labels.iter().cloned().collect();
+    let forbidden = labels::forbidden(&labels);
+    if !forbidden.is_empty() {
+        let reason = format!(
+            "a node may not give itself {}; within kubernetes.io and k8s.io only kubelet.kubernetes.io/..., \
+             node.kubernetes.io/... and the topology labels are allowed",
+            forbidden.join(", ")
+        );
+        return Err(ConfigError::Flag { flag: "--node-labels", reason });
+    }
+    let taints = if args.register_with_taints.is_empty() {
+        &file.register_with_taints
+    } else {
+        &args.register_with_taints
+    };
+    let lease = file.node_lease_duration_seconds.filter(|n| *n != 0).unwrap_or(40);
+    Ok(Node {
+        register: file.register_node.unwrap_or(true),
+        labels,
+        taints: taints.clone(),
+        provider_id: Some(file.provider_id.clone()).filter(|id| !id.is_empty()),
+        report_every: file.node_status_report_frequency.or(Duration::from_secs(300)),
+        lease_duration: Duration::from_secs(lease.into()),
+        max_images: usize::try_from(file.node_status_max_images.unwrap_or(50)).ok(),
+    })
+}
+
+fn reserved(file: &KubeletConfiguration) -> Reserved {
+    let defaults = [
+        ("memory.available", Threshold::Amount(100 << 20)),
+        ("nodefs.available", Threshold::Share(0.1)),
+        ("nodefs.inodesFree", Threshold::Share(0.05)),
+        ("imagefs.available", Threshold::Share(0.15)),
+        ("imagefs.inodesFree", Threshold::Share(0.05)),
+    ];
+    let defaults = defaults.map(|(signal, threshold)| (signal.to_owned(), threshold)).into();
+    // As in kubelet, a file that sets one threshold unsets the defaults of the others, unless it says to merge.
+    let eviction_hard = match &file.eviction_hard {
+        None => defaults,
+        Some(given) if file.merge_default_eviction_settings == Some(true) => {
+            let mut merged: BTreeMap<String, Threshold> = defaults;
+            merged.extend(given.clone());
+            merged
+        }
+        Some(given) => given.clone(),
+    };
+    Reserved {
+        kube: file.kube_reserved.clone(),
+        system: file.system_reserved.clone(),
+        eviction_hard,
+        fail_swap_on: file.fail_swap_on.unwrap_or(true),
+    }
+}
+
+fn images(file: &KubeletConfiguration) -> Images {
+    let limit = file.max_parallel_image_pulls;
+    let serialize = file.serialize_image_pulls.unwrap_or(limit.is_some_and(|n| n < 2));
+    Images {
+        // Kubelet pulls one image at a time unless told otherwise, for the sake of a runtime this node does not have.
+        parallel_pulls: if serialize { Some(1) } else { limit },
+        minimum_age: file.image_minimum_gc_age.or(Duration::from_secs(120)),
+        maximum_age: Some(file.image_maximum_gc_age.0).filter(|age| !age.is_zero()),
+        high_percent: file.image_gc_high_threshold_percent.unwrap_or(85),
+        low_percent: file.image_gc_low_threshold_percent.unwrap_or(80),
+    }
+}
+
+/// RFC 1123 subdomain.
+fn is_dns_name(name: &str) -> bool {
+    let label = |l: &str| {
+        !l.is_empty()
+            && !l.starts_with('-')
+            && !l.ends_with('-')
+            && l.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-'))
+    };
+    name.len() <= 253 && name.split('.').all(label)
+}
