@@ -12,15 +12,16 @@ pub mod client;
 mod correlate;
 pub mod error;
 pub mod events;
-pub mod http;
 #[cfg(test)]
 pub(crate) mod fake;
+pub mod http;
 pub mod kubeconfig;
 mod lines;
 pub mod list;
 pub mod objects;
 pub mod outage;
 pub mod path;
+mod provide;
 pub mod reporter;
 mod status_patch;
 pub mod tls;

@@ -79,7 +79,8 @@ impl NodeHost {
                 supervisors.set_addresses(&uid, attached.map(|network| network.addresses));
             }
         }
-        let volumes = Volumes::new(&parts.settings.run_dir, &parts.settings.root_dir, Arc::clone(&parts.objects));
+        let volumes =
+            Volumes::new(&parts.settings.run_dir, &parts.settings.root_dir, Arc::clone(&parts.objects));
         Ok(Self {
             settings: parts.settings,
             cgroups: parts.cgroups,
@@ -99,10 +100,14 @@ impl NodeHost {
             reason: "FailedCreatePodSandBox",
             message: format!("Failed to create pod sandbox: {message}"),
         };
-        let live = self.supervisors.live(uid).ok_or_else(|| failed("the pod's supervisor is gone".to_owned()))?;
+        let live =
+            self.supervisors.live(uid).ok_or_else(|| failed("the pod's supervisor is gone".to_owned()))?;
         let dir = self.supervisors.dir(uid);
-        let addresses =
-            self.network.attach(pod, &dir, live.supervisor.pid, &self.settings.dns.cluster_domain).await.map_err(failed)?;
+        let addresses = self
+            .network
+            .attach(pod, &dir, live.supervisor.pid, &self.settings.dns.cluster_domain)
+            .await
+            .map_err(failed)?;
         self.supervisors.set_addresses(uid, Some(addresses));
         Ok(())
     }
@@ -140,10 +145,10 @@ impl Host for NodeHost {
             Action::RemoveContainer { id } => self.remove_container(pod, id).await?,
             Action::DetachNetwork => self.detach_network(pod).await?,
             Action::RemoveSandbox => self.remove_sandbox(pod).await?,
-            Action::RemoveVolumes => self.volumes.remove(pod.uid()).map_err(|error| ActionError {
-                reason: "FailedUnMount",
-                message: error.to_string(),
-            })?,
+            Action::RemoveVolumes => self
+                .volumes
+                .remove(pod.uid())
+                .map_err(|error| ActionError { reason: "FailedUnMount", message: error.to_string() })?,
             Action::RemoveRemains => self.remove_remains(pod).await?,
             // The worker asks its reporter; nothing of it is on the node.
             Action::DeleteObject => {}

@@ -31,7 +31,11 @@ impl NodeHost {
                 let host = || self.settings.facts.host_ips.clone();
                 let addresses = if pod.spec.host_network { Some(host()) } else { live.addresses };
                 let created_at = time(live.supervisor.created_at_ms);
-                (Sandbox::Ready { attempt: live.attempt, created_at, addresses }, self.supervisors.records(uid), true)
+                (
+                    Sandbox::Ready { attempt: live.attempt, created_at, addresses },
+                    self.supervisors.records(uid),
+                    true,
+                )
             }
             None => (dead_sandbox(&dir), records_on_disk(&dir), false),
         };
@@ -44,7 +48,6 @@ impl NodeHost {
             images: self.images_of(pod),
             volumes_ready: self.volumes.ready(pod),
             remains: self.has_remains(pod),
-            ..Observed::default()
         }
     }
 
@@ -82,8 +85,12 @@ fn attempt(pod: &Pod, dir: &SandboxDir, record: ContainerRecord, alive: bool) ->
     let state = match &record.state {
         RecordState::Starting { .. } if alive => AttemptState::Starting,
         RecordState::Starting { .. } => AttemptState::Lost { started_at: None },
-        RecordState::Running { started_at_ms, .. } if alive => AttemptState::Running { started_at: time(*started_at_ms) },
-        RecordState::Running { started_at_ms, .. } => AttemptState::Lost { started_at: Some(time(*started_at_ms)) },
+        RecordState::Running { started_at_ms, .. } if alive => {
+            AttemptState::Running { started_at: time(*started_at_ms) }
+        }
+        RecordState::Running { started_at_ms, .. } => {
+            AttemptState::Lost { started_at: Some(time(*started_at_ms)) }
+        }
         RecordState::StartFailed { at_ms, kind, message } => AttemptState::StartFailed {
             at: time(*at_ms),
             reason: match kind {
@@ -94,14 +101,16 @@ fn attempt(pod: &Pod, dir: &SandboxDir, record: ContainerRecord, alive: bool) ->
             },
             message: message.clone(),
         },
-        RecordState::Exited { started_at_ms, finished_at_ms, exit_code, signal, oom_killed } => AttemptState::Exited {
-            started_at: time(*started_at_ms),
-            finished_at: time(*finished_at_ms),
-            exit_code: *exit_code,
-            signal: *signal,
-            oom_killed: *oom_killed,
-            message: termination_message(pod, dir, &record, *exit_code),
-        },
+        RecordState::Exited { started_at_ms, finished_at_ms, exit_code, signal, oom_killed } => {
+            AttemptState::Exited {
+                started_at: time(*started_at_ms),
+                finished_at: time(*finished_at_ms),
+                exit_code: *exit_code,
+                signal: *signal,
+                oom_killed: *oom_killed,
+                message: termination_message(pod, dir, &record, *exit_code),
+            }
+        }
     };
     Attempt {
         id: AttemptId { name: record.id.name.clone().into(), attempt: record.id.attempt },
@@ -110,12 +119,16 @@ fn attempt(pod: &Pod, dir: &SandboxDir, record: ContainerRecord, alive: bool) ->
         image_id: record.image_id,
         backoff: Duration::from_millis(record.backoff_ms),
         state,
-        ..Attempt::default()
     }
 }
 
 /// The file wins; the end of the log stands in for it where the policy says so and the container failed.
-fn termination_message(pod: &Pod, dir: &SandboxDir, record: &ContainerRecord, exit_code: i32) -> Option<String> {
+fn termination_message(
+    pod: &Pod,
+    dir: &SandboxDir,
+    record: &ContainerRecord,
+    exit_code: i32,
+) -> Option<String> {
     let file = read_end(&dir.attempt(&record.id).join("termination-log"), MAX_MESSAGE);
     if file.as_ref().is_some_and(|text| !text.is_empty()) {
         return file;

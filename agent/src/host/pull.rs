@@ -13,10 +13,14 @@ impl NodeHost {
     pub(super) async fn pull_image(&self, pod: &Pod, image: &str) -> Result<Done, ActionError> {
         let keyring = self.keyring(pod).await;
         let since = Instant::now();
-        match self.puller.pull(image, &keyring).await {
+        match self.puller.pull(image, &keyring, std::sync::Arc::new(|_| ())).await {
             Ok(pulled) => {
                 let took = since.elapsed();
-                let detail = format!("in {0} ({0} including waiting). Image size: {1} bytes.", seconds(took), pulled.size);
+                let detail = format!(
+                    "in {0} ({0} including waiting). Image size: {1} bytes.",
+                    seconds(took),
+                    pulled.size
+                );
                 Ok(Done { detail: Some(detail) })
             }
             Err(error) => Err(ActionError { reason: error.reason(), message: error.to_string() }),

@@ -31,7 +31,7 @@ impl NodeHost {
             return Ok(());
         }
         let config = self.prepare_sandbox(pod, attempt).map_err(failed)?;
-        self.supervisors.start(pod.uid(), &config).await.map_err(|error| failed(error.to_string()))
+        self.supervisors.start(pod.uid(), &config).await.map_err(failed)
     }
 
     /// Everything that has to be there before the supervisor starts.
@@ -48,7 +48,8 @@ impl NodeHost {
         let cgroup = self.cgroups.pod_path(pod.qos_class(), uid.as_str());
         self.cgroups.create_pod(&cgroup, &self.limits(pod)).map_err(|error| error.to_string())?;
         let cgroup_procs = self.cgroups.supervisor_procs(&cgroup).map_err(|error| error.to_string())?;
-        let tmpfs = self.volumes.tmpfs(pod, settings.facts.allocatable_memory).map_err(|error| error.to_string())?;
+        let tmpfs =
+            self.volumes.tmpfs(pod, settings.facts.allocatable_memory).map_err(|error| error.to_string())?;
         Ok(SandboxConfig {
             uid: uid.to_string(),
             namespace: pod.namespace().to_owned(),
@@ -103,11 +104,12 @@ impl NodeHost {
             let mut changes = self.supervisors.changes(uid);
             match live.connection.call(Call::Shutdown).await {
                 Ok(_) | Err(CallError::Lost) => {}
-                Err(error) => tracing::warn!(%uid, %error, "the supervisor refuses to end; killing its cgroup"),
+                Err(error) => {
+                    tracing::warn!(%uid, %error, "the supervisor refuses to end; killing its cgroup")
+                }
             }
-            let gone = async {
-                while self.supervisors.live(uid).is_some() && changes.changed().await.is_ok() {}
-            };
+            let gone =
+                async { while self.supervisors.live(uid).is_some() && changes.changed().await.is_ok() {} };
             if tokio::time::timeout(SHUTDOWN_PATIENCE, gone).await.is_err() {
                 tracing::warn!(%uid, "the supervisor does not end; killing its cgroup");
             }
@@ -115,9 +117,9 @@ impl NodeHost {
         self.kill_cgroup(pod).await?;
         let dir = self.supervisors.dir(uid);
         for file in [dir.socket(), dir.supervisor(), dir.config()] {
-            files::remove_file(&file).map_err(|error| unkillable(error.to_string()))?;
+            files::remove_file(&file).map_err(unkillable)?;
         }
-        files::remove_tree(&dir.0.join("libcontainer")).map_err(|error| unkillable(error.to_string()))
+        files::remove_tree(&dir.0.join("libcontainer")).map_err(unkillable)
     }
 
     async fn kill_cgroup(&self, pod: &Pod) -> Result<(), ActionError> {
@@ -126,8 +128,8 @@ impl NodeHost {
         let killed = tokio::task::spawn_blocking(move || cgroups.kill_and_remove(&path)).await;
         match killed {
             Ok(Ok(())) => Ok(()),
-            Ok(Err(error)) => Err(unkillable(error.to_string())),
-            Err(error) => Err(unkillable(error.to_string())),
+            Ok(Err(error)) => Err(unkillable(error)),
+            Err(error) => Err(unkillable(error)),
         }
     }
 
@@ -139,7 +141,7 @@ impl NodeHost {
         let settings = &self.settings;
         // The snapshot goes last: while it is there, a daemon that starts again knows of the pod.
         for dir in [settings.run_pod(uid), settings.pod_logs(pod), settings.root_pod(uid)] {
-            files::remove_tree(&dir).map_err(|error| unkillable(error.to_string()))?;
+            files::remove_tree(&dir).map_err(unkillable)?;
         }
         self.supervisors.forget(uid);
         Ok(())
@@ -178,10 +180,13 @@ fn make_dir(dir: &Path) -> io::Result<()> {
     made.map_err(|error| io::Error::new(error.kind(), format!("create {}: {error}", dir.display())))
 }
 
-fn failed(message: String) -> ActionError {
-    ActionError { reason: "FailedCreatePodSandBox", message: format!("Failed to create pod sandbox: {message}") }
+fn failed(message: impl std::fmt::Display) -> ActionError {
+    ActionError {
+        reason: "FailedCreatePodSandBox",
+        message: format!("Failed to create pod sandbox: {message}"),
+    }
 }
 
-fn unkillable(message: String) -> ActionError {
+fn unkillable(message: impl std::fmt::Display) -> ActionError {
     ActionError { reason: "FailedKillPod", message: format!("error killing pod: {message}") }
 }

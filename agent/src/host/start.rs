@@ -23,7 +23,7 @@ use super::container::user::{self, Accounts};
 use super::container::{self, Inputs, privileges};
 use super::files;
 use super::supervisor::LiveSandbox;
-use crate::image::Image;
+use crate::image::store::Image;
 use crate::network::dns;
 use crate::pod::action::ActionError;
 use crate::pod::names::AttemptId;
@@ -39,13 +39,20 @@ pub(super) fn wire_id(id: &AttemptId) -> ContainerId {
 }
 
 impl NodeHost {
-    pub(super) async fn start_container(&self, pod: &Pod, id: &AttemptId, backoff: Duration) -> Result<(), ActionError> {
-        let (_, container) =
-            pod.container(&id.name).ok_or_else(|| misconfigured(format!("container {} not found", id.name)))?;
-        let live = self.supervisors.live(pod.uid()).ok_or_else(|| broken("the pod's sandbox is gone".to_owned()))?;
+    pub(super) async fn start_container(
+        &self,
+        pod: &Pod,
+        id: &AttemptId,
+        backoff: Duration,
+    ) -> Result<(), ActionError> {
+        let (_, container) = pod
+            .container(&id.name)
+            .ok_or_else(|| misconfigured(format!("container {} not found", id.name)))?;
+        let live =
+            self.supervisors.live(pod.uid()).ok_or_else(|| broken("the pod's sandbox is gone".to_owned()))?;
         let image = self.image_of(container)?;
         let env = self.environment(pod, container, &live).await.map_err(misconfigured)?;
-        let start = self.bundle(pod, container, &Prepared { id, live: &live, image: &image, env, backoff })?;
+        let start = self.bundle(pod, container, &Prepared { id, image: &image, env, backoff })?;
         let uid = pod.uid();
         match live.connection.call(Call::Start(Box::new(start))).await {
             Ok(Answer::Started(record)) => {
@@ -55,7 +62,9 @@ impl NodeHost {
             }
             Ok(other) => Err(broken(format!("the supervisor answers {other:?}"))),
             Err(error) => Err(match error.kind() {
-                Some(FailureKind::CannotRun) => ActionError { reason: "StartError", message: error.to_string() },
+                Some(FailureKind::CannotRun) => {
+                    ActionError { reason: "StartError", message: error.to_string() }
+                }
                 Some(_) | None => broken(error.to_string()),
             }),
         }
@@ -100,21 +109,28 @@ impl NodeHost {
     }
 
     /// Writes the attempt's directory and makes the call.
-    fn bundle(&self, pod: &Pod, container: &Container, prepared: &Prepared<'_>) -> Result<StartContainer, ActionError> {
+    fn bundle(
+        &self,
+        pod: &Pod,
+        container: &Container,
+        prepared: &Prepared<'_>,
+    ) -> Result<StartContainer, ActionError> {
         let settings = &self.settings;
         let id = wire_id(prepared.id);
         let dir = self.supervisors.dir(pod.uid());
         let attempt = dir.attempt(&id);
         let termination_log = make_attempt_dir(&attempt).map_err(|error| broken(error.to_string()))?;
         let accounts = Accounts::of_image(&prepared.image.layers);
-        let user = user::resolve(pod, container, &prepared.image.config.user, &accounts).map_err(misconfigured)?;
+        let user =
+            user::resolve(pod, container, &prepared.image.config.user, &accounts).map_err(misconfigured)?;
         let files = PodFiles {
             sandbox: dir.0.clone(),
             etc: dir.0.join("etc"),
             termination_log: (!container.termination_message_path.is_empty()).then_some(termination_log),
         };
         let volumes = self.volumes.binds(pod, container).map_err(misconfigured)?;
-        let mounts = mounts::all(pod, container, &files, &volumes).map_err(|error| broken(error.to_string()))?;
+        let mounts =
+            mounts::all(pod, container, &files, &volumes).map_err(|error| broken(error.to_string()))?;
         let names = dns::names(pod, &settings.dns.cluster_domain).map_err(misconfigured)?;
         let cgroup = self.cgroups.pod_path(pod.qos_class(), pod.uid().as_str());
         let spec = container::spec(&Inputs {
@@ -131,9 +147,12 @@ impl NodeHost {
         })
         .map_err(|error| misconfigured(error.to_string()))?;
         files::write_json(&attempt.join("config.json"), &spec).map_err(|error| broken(error.to_string()))?;
-        let layers = settings.root_pod(pod.uid()).join("containers").join(&id.name).join(id.attempt.to_string());
+        let layers =
+            settings.root_pod(pod.uid()).join("containers").join(&id.name).join(id.attempt.to_string());
         let log_dir = settings.pod_logs(pod).join(&id.name);
-        fs::create_dir_all(&layers).and_then(|()| fs::create_dir_all(&log_dir)).map_err(|e| broken(e.to_string()))?;
+        fs::create_dir_all(&layers)
+            .and_then(|()| fs::create_dir_all(&log_dir))
+            .map_err(|e| broken(e.to_string()))?;
         Ok(StartContainer {
             rootfs: Rootfs {
                 lower: prepared.image.layers.clone(),
@@ -171,7 +190,8 @@ impl NodeHost {
     /// The link that log collectors follow. Its absence loses no log line, so a failure is only told.
     fn link_log(&self, pod: &Pod, record: &ContainerRecord) {
         let dir = &self.settings.container_logs_dir;
-        let name = format!("{}_{}_{}-{}.log", pod.name(), pod.namespace(), record.id.name, record.container_id);
+        let name =
+            format!("{}_{}_{}-{}.log", pod.name(), pod.namespace(), record.id.name, record.container_id);
         let link = dir.join(name);
         let made = fs::create_dir_all(dir).and_then(|()| match symlink(&record.log_path, &link) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
@@ -186,7 +206,6 @@ impl NodeHost {
 /// What was found out before the bundle is written.
 struct Prepared<'a> {
     id: &'a AttemptId,
-    live: &'a LiveSandbox,
     image: &'a Image,
     env: Vec<(String, String)>,
     backoff: Duration,

@@ -29,7 +29,9 @@ impl NodeHost {
         let Some(live) = self.supervisors.live(pod.uid()) else { return Ok(()) };
         match live.connection.call(Call::Signal { id, signal, all }).await {
             Ok(_) | Err(CallError::Lost) => Ok(()),
-            Err(error) => Err(ActionError { reason: "FailedKillPod", message: format!("error killing pod: {error}") }),
+            Err(error) => {
+                Err(ActionError { reason: "FailedKillPod", message: format!("error killing pod: {error}") })
+            }
         }
     }
 
@@ -38,7 +40,7 @@ impl NodeHost {
         let Some((_, container)) = pod.container(&id.name) else { return libc::SIGTERM };
         let of_pod = container.lifecycle.stop_signal.clone();
         let of_image =
-            || self.images.resolve(&container.image).ok().flatten().map(|image| image.config.stop_signal.clone());
+            || self.images.resolve(&container.image).ok().flatten().map(|image| image.config.stop_signal);
         of_pod.or_else(of_image).and_then(|name| parse_signal(&name)).unwrap_or(libc::SIGTERM)
     }
 
@@ -95,7 +97,9 @@ mod tests {
 
     #[test]
     fn signals_are_named_in_several_ways() {
-        for (name, number) in [("SIGTERM", Some(15)), ("quit", Some(3)), ("9", Some(9)), ("0", None), ("nope", None)] {
+        for (name, number) in
+            [("SIGTERM", Some(15)), ("quit", Some(3)), ("9", Some(9)), ("0", None), ("nope", None)]
+        {
             assert_eq!(parse_signal(name), number, "{name}");
         }
         assert_eq!(parse_signal("SIGRTMIN+3"), Some(libc::SIGRTMIN() + 3));

@@ -82,7 +82,8 @@ impl Network {
         if known == cidrs {
             return Ok(());
         }
-        *self.runtime.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(runtime(&self.settings, cidrs));
+        *self.runtime.lock().unwrap_or_else(PoisonError::into_inner) =
+            Arc::new(runtime(&self.settings, cidrs));
         files::write_json(&self.settings.cidrs_file, &cidrs)
     }
 
@@ -127,13 +128,18 @@ impl Network {
 
     /// Frees whatever belongs to none of these pods: leases and links of pods that vanished while no daemon ran.
     pub async fn collect_garbage(&self, living: &[PodUid]) -> Result<(), String> {
-        let valid: Vec<Attachment> =
-            living.iter().map(|uid| Attachment::of_pod(uid.as_str(), PathBuf::new(), "", "", uid.as_str())).collect();
+        let valid: Vec<Attachment> = living
+            .iter()
+            .map(|uid| Attachment::of_pod(uid.as_str(), PathBuf::new(), "", "", uid.as_str()))
+            .collect();
         self.call(move |runtime| runtime.gc(&valid)).await
     }
 
     /// Every call blocks its thread, and enters network namespaces on threads of its own.
-    async fn call<T, E>(&self, call: impl FnOnce(&Runtime) -> Result<T, E> + Send + 'static) -> Result<T, String>
+    async fn call<T, E>(
+        &self,
+        call: impl FnOnce(&Runtime) -> Result<T, E> + Send + 'static,
+    ) -> Result<T, String>
     where
         T: Send + 'static,
         E: std::fmt::Display + Send + 'static,
@@ -166,10 +172,12 @@ fn runtime(settings: &NetworkSettings, cidrs: &[IpNet]) -> Runtime {
 
 /// The pod's UID is the container id: one attachment for each pod, whatever the number of its sandboxes.
 fn attachment(pod: &Pod, supervisor: Option<i32>) -> Attachment {
-    let netns = supervisor.map(|pid| Path::new("/proc").join(pid.to_string()).join("ns/net")).unwrap_or_default();
+    let netns =
+        supervisor.map(|pid| Path::new("/proc").join(pid.to_string()).join("ns/net")).unwrap_or_default();
     let uid = pod.uid().as_str();
     let mut attachment = Attachment::of_pod(uid, netns, pod.namespace(), pod.name(), uid);
-    let ports = pod.containers().flat_map(|(_, container)| &container.ports).filter(|port| port.host_port != 0);
+    let ports =
+        pod.containers().flat_map(|(_, container)| &container.ports).filter(|port| port.host_port != 0);
     attachment.capabilities.port_mappings = ports
         .map(|port| PortMapping {
             host_port: port.host_port,

@@ -134,7 +134,8 @@ mod tests {
         let services = ServiceVariables::default();
         services.set("default", "kubernetes", Some(entry(&[("https", 443, "TCP")])));
         services.set("shop", "web", Some(entry(&[("", 80, "TCP")])));
-        let names = |links| services.for_pod("shop", links).into_iter().map(|(name, _)| name).collect::<Vec<_>>();
+        let names =
+            |links| services.for_pod("shop", links).into_iter().map(|(name, _)| name).collect::<Vec<_>>();
         assert!(names(false).iter().all(|name| name.starts_with("KUBERNETES_")));
         assert!(names(true).contains(&"WEB_SERVICE_HOST".to_owned()));
         assert!(names(true).contains(&"KUBERNETES_SERVICE_HOST".to_owned()));

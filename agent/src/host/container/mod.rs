@@ -18,7 +18,7 @@ use oci_spec::runtime::{
 };
 
 use super::cgroup::resources::{PERIOD_US, cpu_quota, cpu_shares};
-use crate::image::ImageConfig;
+use crate::image::config::ImageConfig;
 use crate::pod::spec::{Container, Pod};
 use user::User;
 
