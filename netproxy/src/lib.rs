@@ -1,1 +1,32 @@
-//! Skeleton.
+//! Kubernetes services as nftables elements.
+//!
+//! ```text
+//!  events ─► Table (compact objects) ─► PortProgram (one record for each service port) ─► elements
+//!                                              │ difference to the record before
+//!                                              ▼
+//!                                       one transaction ─► Backend: netlink, or the fake
+//! ```
+//! Owns: everything kube-proxy 1.36 does in nftables mode. A change of one endpoint touches its elements and nothing
+//! else; the number of sets and chains does not grow with the number of services; nothing is done by the clock.
+//! Architecture invariant: synchronous, no async runtime, no HTTP, no child process; it knows nobody. Who feeds it
+//! events, and who serves its health and metrics, is somebody else.
+
+mod backend;
+mod claims;
+mod config;
+mod endpoints;
+pub mod fake;
+mod frontends;
+pub mod netlink;
+pub mod objects;
+mod program;
+mod proxy;
+pub mod ruleset;
+mod slots;
+mod table;
+
+pub use backend::{
+    Backend, BackendError, Flow, FlowFilter, FoundChain, FoundRule, FoundTable, Operation, Transaction,
+};
+pub use config::{Config, DetectLocal, NodePortAddresses};
+pub use proxy::{Error, Event, Proxy, SyncReport};

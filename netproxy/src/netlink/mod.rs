@@ -1,0 +1,187 @@
+//! The kernel, by netlink: complete, and needing no program at run time.
+//!
+//! Owns: the socket (and with it, where the kernel has the flags `owner` and `persist`, since 6.9, the tables: nobody
+//! else can change them, `nft flush ruleset` passes them by, and they outlive this process). The socket belongs to the
+//! network namespace of the thread that opened it.
+//! Never: decides what to change.
+
+mod conntrack;
+mod element;
+mod encode;
+mod expression;
+mod inspect;
+mod monitor;
+mod socket;
+mod typeof_data;
+
+use nix::Error as Errno;
+
+pub use monitor::Monitor;
+
+use crate::backend::{
+    Backend, BackendError, Flow, FlowFilter, FoundRule, FoundTable, Operation, Transaction,
+};
+use crate::objects::Family;
+use crate::ruleset::{Element, Rule, SetName};
+use socket::Socket;
+
+/// How often a dump that a change interrupted is begun again.
+const DUMP_ATTEMPTS: u32 = 20;
+
+/// The backend.
+#[derive(Debug)]
+pub struct Netlink {
+    socket: Socket,
+    /// Whether the kernel takes the flags `owner` and `persist`; true until it says no.
+    protect: bool,
+}
+
+impl Netlink {
+    /// Opens it in the network namespace of the calling thread.
+    ///
+    /// # Errors
+    /// Without nf_tables in the kernel, or without the right to use it.
+    pub fn open() -> Result<Self, BackendError> {
+        Ok(Self { socket: Socket::open(0)?, protect: true })
+    }
+
+    /// Whether tables are protected from others. Where they are not, a [`Monitor`] tells of foreign changes.
+    pub const fn protects(&self) -> bool {
+        self.protect
+    }
+
+    /// A second socket that hears of changes others make to this table.
+    ///
+    /// # Errors
+    /// When the kernel refuses another socket.
+    pub fn monitor(&self, table: &str) -> Result<Monitor, BackendError> {
+        Monitor::open(table, self.socket.port())
+    }
+
+    /// Removes a table whoever made it, in both families; one that is not there is no error. For leftovers of
+    /// kube-proxy (`kube-proxy`).
+    ///
+    /// # Errors
+    /// When the kernel refuses, for example because a living process owns the table.
+    pub fn remove_table(&mut self, table: &str) -> Result<Vec<Family>, BackendError> {
+        let mut removed = Vec::new();
+        for family in Family::ALL {
+            if self.inspect(table, family)?.is_some() {
+                let operations = vec![Operation::DeleteTable(family)];
+                self.commit(&Transaction { table: table.to_owned(), operations })?;
+                removed.push(family);
+            }
+        }
+        Ok(removed)
+    }
+
+    fn try_commit(&mut self, transaction: &Transaction) -> Result<(), (Errno, Option<usize>)> {
+        let encoded = encode::transaction(transaction, self.protect);
+        if encoded.operations.is_empty() {
+            return Ok(());
+        }
+        self.socket.batch(&encoded.batch).map_err(|(errno, message)| {
+            (errno, message.and_then(|index| encoded.operations.get(index).copied()))
+        })
+    }
+
+    /// Dumps, and begins again when a change came between.
+    fn dump_consistent<T>(
+        &mut self,
+        action: &str,
+        mut attempt: impl FnMut(&mut Socket) -> Result<T, Errno>,
+    ) -> Result<T, BackendError> {
+        let mut errno = Errno::EINTR;
+        for _ in 0..DUMP_ATTEMPTS {
+            match attempt(&mut self.socket) {
+                Ok(found) => return Ok(found),
+                Err(Errno::EINTR) => {}
+                Err(other) => {
+                    errno = other;
+                    break;
+                }
+            }
+        }
+        Err(BackendError::Kernel { action: action.to_owned(), errno, operation: None })
+    }
+}
+
+impl Backend for Netlink {
+    fn commit(&mut self, transaction: &Transaction) -> Result<(), BackendError> {
+        let mut outcome = self.try_commit(transaction);
+        if let Err((Errno::EOPNOTSUPP | Errno::EINVAL, Some(index))) = outcome {
+            let about_table =
+                matches!(transaction.operations[index], Operation::CreateTable(_) | Operation::ClaimTable(_));
+            if self.protect && about_table {
+                tracing::info!(
+                    table = transaction.table,
+                    "kernel without table owners, changes by others are watched"
+                );
+                self.protect = false;
+                outcome = self.try_commit(transaction);
+            }
+        }
+        outcome.map_err(|(errno, operation)| BackendError::Kernel {
+            action: match operation.and_then(|index| transaction.operations.get(index)) {
+                Some(operation) => format!("table {}: {}", transaction.table, describe(operation)),
+                None => format!("table {}: transaction", transaction.table),
+            },
+            errno,
+            operation,
+        })
+    }
+
+    fn inspect(&mut self, table: &str, family: Family) -> Result<Option<FoundTable>, BackendError> {
+        let (protect, own_port) = (self.protect, self.socket.port());
+        self.dump_consistent(&format!("read table {family} {table}"), |socket| {
+            inspect::table(socket, table, family, (protect, own_port))
+        })
+    }
+
+    fn elements(&mut self, table: &str, family: Family, set: &SetName) -> Result<Vec<Element>, BackendError> {
+        self.dump_consistent(&format!("list set {family} {table} {set}"), |socket| {
+            inspect::elements(socket, table, family, set)
+        })
+    }
+
+    fn same_rule(&self, family: Family, found: &FoundRule, wanted: &Rule) -> bool {
+        match found {
+            FoundRule::Raw(bytes) => inspect::same_rule(family, bytes, wanted),
+            FoundRule::Typed(rule) => rule == wanted,
+        }
+    }
+
+    fn flows(&mut self, filter: &FlowFilter) -> Result<Vec<Flow>, BackendError> {
+        self.dump_consistent("list connections", |socket| conntrack::list(socket, filter))
+    }
+
+    fn forget_flows(&mut self, flows: &[Flow]) -> Result<(), BackendError> {
+        flows.iter().try_for_each(|flow| {
+            conntrack::delete(&mut self.socket, flow).map_err(|errno| BackendError::Kernel {
+                action: format!("forget connection {} -> {}", flow.source, flow.destination),
+                errno,
+                operation: None,
+            })
+        })
+    }
+}
+
+fn describe(operation: &Operation) -> String {
+    match operation {
+        Operation::CreateTable(family) => format!("create table {family}"),
+        Operation::ClaimTable(family) => format!("claim table {family}"),
+        Operation::DeleteTable(family) => format!("delete table {family}"),
+        Operation::CreateSet(family, set) => format!("create set {family} {set}"),
+        Operation::DeleteSet(family, set) => format!("delete set {family} {set}"),
+        Operation::CreateChain(family, chain) => format!("create chain {family} {chain}"),
+        Operation::FlushChain(family, chain) => format!("flush chain {family} {chain}"),
+        Operation::AddRule(family, chain, _) => format!("add rule to chain {family} {chain}"),
+        Operation::DeleteChain(family, chain) => format!("delete chain {family} {chain}"),
+        Operation::AddElements(family, set, elements) => {
+            format!("add {} elements to set {family} {set}", elements.len())
+        }
+        Operation::DeleteElements(family, set, elements) => {
+            format!("delete {} elements from set {family} {set}", elements.len())
+        }
+    }
+}

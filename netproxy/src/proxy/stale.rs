@@ -1,0 +1,138 @@
+//! UDP connections whose endpoint is gone.
+//!
+//! Owns: finding and removing them as soon as the endpoints changed. UDP has no end that connection tracking could
+//! see: without this a client that keeps sending is sent to the old endpoint for ever, also when no endpoint is left
+//! (kubernetes/kubernetes#139628).
+//! Never: touches a connection to an endpoint that still answers, or TCP.
+
+use std::collections::HashMap;
+
+use super::{Error, Proxy};
+use crate::backend::{Backend, Flow, FlowFilter};
+use crate::objects::{Family, Protocol};
+use crate::program::{Address, PortProgram};
+use crate::ruleset::{NodePort, NodePortMatch, Target, Vip};
+
+/// An address whose connections are looked at, and the endpoints that still answer.
+pub(super) type Check = (Address, Vec<Target>);
+
+/// More addresses than this, and all UDP connections are listed once instead of some for each address.
+const SINGLE_LISTS: usize = 8;
+
+impl<B: Backend> Proxy<B> {
+    /// Notes the addresses of a service whose UDP connections may have become stale.
+    pub(super) fn check_flows(
+        &self,
+        service: u32,
+        old: &[PortProgram],
+        new: &[PortProgram],
+        checks: &mut Vec<Check>,
+    ) {
+        let udp = |programs: &&PortProgram| programs.protocol == Protocol::Udp;
+        for after in new.iter().filter(udp) {
+            let before = old.iter().find(|before| {
+                before.family == after.family
+                    && before.protocol == after.protocol
+                    && before.port_name == after.port_name
+            });
+            let lost_endpoint = before.is_some_and(|before| {
+                before
+                    .cluster
+                    .iter()
+                    .chain(&before.local)
+                    .any(|target| !after.cluster.contains(target) && !after.local.contains(target))
+            });
+            let known = |address: &Address| {
+                before.is_some_and(|before| before.frontends.iter().any(|f| f.address == *address))
+            };
+            let touched: Vec<_> =
+                after.frontends.iter().map(|f| f.address).filter(|a| lost_endpoint || !known(a)).collect();
+            if !touched.is_empty() {
+                let serving = self.serving(service, after);
+                checks.extend(touched.into_iter().map(|address| (address, serving.clone())));
+            }
+        }
+        let still = |address: &Address| {
+            new.iter().filter(udp).any(|after| after.frontends.iter().any(|f| f.address == *address))
+        };
+        for before in old.iter().filter(udp) {
+            let gone = before.frontends.iter().map(|f| f.address).filter(|address| !still(address));
+            checks.extend(
+                gone.filter(|address| self.claims.winner(address).is_none()).map(|a| (a, Vec::new())),
+            );
+        }
+    }
+
+    /// After a resync: all UDP addresses.
+    pub(super) fn forget_all_stale_flows(&mut self) -> Result<usize, Error> {
+        let mut checks = Vec::new();
+        for (service, programmed) in (0u32..).zip(&self.programs) {
+            self.check_flows(service, &[], &programmed.ports, &mut checks);
+        }
+        self.forget_stale_flows(&checks)
+    }
+
+    /// Removes the stale connections to these addresses.
+    pub(super) fn forget_stale_flows(&mut self, checks: &[Check]) -> Result<usize, Error> {
+        if checks.is_empty() {
+            return Ok(0);
+        }
+        let by_address: HashMap<Address, &[Target]> =
+            checks.iter().map(|(address, serving)| (*address, serving.as_slice())).collect();
+        let mut stale = Vec::new();
+        for filter in filters(checks) {
+            let flows = self.backend.flows(&filter)?;
+            stale.extend(flows.into_iter().filter(|flow| self.is_stale(flow, &by_address)));
+        }
+        stale.sort_unstable_by_key(|flow| (flow.source, flow.destination));
+        stale.dedup();
+        self.backend.forget_flows(&stale)?;
+        Ok(stale.len())
+    }
+
+    fn is_stale(&self, flow: &Flow, checks: &HashMap<Address, &[Target]>) -> bool {
+        let Target { address, port } = flow.destination;
+        let family = Family::of(&address);
+        let vip = Address::Vip(Vip { address, protocol: flow.protocol, port });
+        let node_port = Address::NodePort(family, NodePort { protocol: flow.protocol, port });
+        let translated = flow.answered_by != flow.destination;
+        let is_stale = |serving: &&[Target]| {
+            // With nobody left only translated connections were ours.
+            !serving.contains(&flow.answered_by) && (translated || !serving.is_empty())
+        };
+        match (checks.get(&vip), self.claims.winner(&vip)) {
+            (Some(serving), _) => is_stale(serving),
+            (None, Some(_)) => false,
+            (None, None) => {
+                let ours = match self.networks.get(&family).map(|network| network.node_ports) {
+                    Some(NodePortMatch::Listed) => {
+                        self.known.node_port_ips.get(&family).is_some_and(|ips| ips.contains(&address))
+                    }
+                    Some(NodePortMatch::AnyLocal) => {
+                        self.surroundings.interface_addresses.is_empty()
+                            || self.surroundings.interface_addresses.contains(&address)
+                    }
+                    None => false,
+                };
+                ours && checks.get(&node_port).is_some_and(is_stale)
+            }
+        }
+    }
+}
+
+fn filters(checks: &[Check]) -> Vec<FlowFilter> {
+    let protocol = Protocol::Udp;
+    if checks.len() > SINGLE_LISTS {
+        let all = |family| FlowFilter { family, protocol, address: None, port: None };
+        return Family::ALL.map(all).to_vec();
+    }
+    let one = |(address, _): &Check| match address {
+        Address::Vip(vip) => {
+            FlowFilter { family: vip.family(), protocol, address: Some(vip.address), port: Some(vip.port) }
+        }
+        Address::NodePort(family, node_port) => {
+            FlowFilter { family: *family, protocol, address: None, port: Some(node_port.port) }
+        }
+    };
+    checks.iter().map(one).collect()
+}
