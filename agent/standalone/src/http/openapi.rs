@@ -1,0 +1,70 @@
+//! OpenAPI v3, as much of it as `kubectl` asks for: which kinds exist and that the server validates fields itself.
+//!
+//! Never: holds schemas of fields. `kubectl apply` then computes its patch from the types it has built in, and
+//! `kubectl explain` has nothing to explain.
+
+use serde_json::{Map, Value, json};
+
+use super::{Response, respond};
+use crate::resource::{ApiResource, GROUPS, RESOURCES};
+use crate::status::{ApiError, ApiResult};
+
+/// Answers a path below `/openapi`.
+///
+/// # Errors
+/// 404.
+pub fn answer(path: &str) -> ApiResult<Response> {
+    match path.strip_prefix("/openapi/v3") {
+        Some("") => Ok(respond::value(&index())),
+        Some("/api/v1") => Ok(respond::value(&document(""))),
+        Some(rest) => {
+            let group = rest.strip_prefix("/apis/").and_then(|r| r.strip_suffix("/v1"));
+            match group.filter(|g| GROUPS.contains(g)) {
+                Some(group) => Ok(respond::value(&document(group))),
+                None => Err(ApiError::no_such_path()),
+            }
+        }
+        None => Err(ApiError::no_such_path()),
+    }
+}
+
+fn index() -> Value {
+    let mut paths = Map::new();
+    let url = |path: &str| json!({"serverRelativeURL": format!("/openapi/v3/{path}?hash={}", env!("CARGO_PKG_VERSION"))});
+    paths.insert("api/v1".into(), url("api/v1"));
+    for group in GROUPS {
+        let path = format!("apis/{group}/v1");
+        paths.insert(path.clone(), url(&path));
+    }
+    json!({"paths": paths})
+}
+
+fn document(group: &str) -> Value {
+    let mut paths = Map::new();
+    for api in RESOURCES.iter().filter(|r| r.group == group) {
+        let root = if group.is_empty() { "/api/v1".to_owned() } else { format!("/apis/{group}/v1") };
+        let namespace = if api.namespaced { "/namespaces/{namespace}" } else { "" };
+        paths.insert(format!("{root}{namespace}/{}", api.plural), json!({"post": operation(api, "post")}));
+        let one = json!({"patch": operation(api, "patch"), "put": operation(api, "put"), "delete": operation(api, "delete")});
+        paths.insert(format!("{root}{namespace}/{}/{{name}}", api.plural), one);
+    }
+    json!({"openapi": "3.0.0", "info": {"title": "Kubernetes", "version": "v1.36.0"}, "paths": paths, "components": {"schemas": {}}})
+}
+
+fn operation(api: &ApiResource, action: &str) -> Value {
+    let parameter =
+        |name: &str| json!({"name": name, "in": "query", "schema": {"type": "string", "uniqueItems": true}});
+    let content = match action {
+        "patch" => {
+            json!({"application/json-patch+json": {}, "application/merge-patch+json": {}, "application/apply-patch+yaml": {}})
+        }
+        _ => json!({"application/json": {}}),
+    };
+    json!({
+        "parameters": [parameter("dryRun"), parameter("fieldManager"), parameter("fieldValidation")],
+        "requestBody": {"content": content},
+        "responses": {"200": {"description": "OK"}},
+        "x-kubernetes-action": action,
+        "x-kubernetes-group-version-kind": {"group": api.group, "version": api.version, "kind": api.name},
+    })
+}

@@ -1,0 +1,458 @@
+//! Services: defaults, addresses and node ports.
+//!
+//! Owns: the sets of what is given out. They are filled from the store at start and follow it from then on.
+
+use std::collections::HashSet;
+use std::net::IpAddr;
+use std::sync::{Mutex, PoisonError};
+
+use ipnet::IpNet;
+use serde_json::{Value, json};
+
+use crate::object::{self, at, default, items, items_mut, map_mut, text, text_at};
+use crate::registry::Registry;
+use crate::status::{ApiError, ApiResult, Cause};
+
+const NODE_PORTS: std::ops::RangeInclusive<u16> = 30_000..=32_767;
+
+/// Which service addresses and node ports are taken.
+pub struct Allocator {
+    networks: Vec<IpNet>,
+    taken: Mutex<Taken>,
+}
+
+#[derive(Default)]
+struct Taken {
+    addresses: HashSet<IpAddr>,
+    ports: HashSet<u16>,
+    next: Vec<u128>,
+    next_port: u16,
+}
+
+impl Allocator {
+    /// Nothing is taken yet.
+    pub fn new(networks: Vec<IpNet>) -> Self {
+        // The first address of each network belongs to the API server itself.
+        let next = vec![2; networks.len()];
+        let taken = Taken { next, next_port: *NODE_PORTS.start(), ..Taken::default() };
+        Self { networks, taken: Mutex::new(taken) }
+    }
+
+    /// The families in order of preference, as `IPv4` and `IPv6`.
+    pub fn families(&self) -> Vec<&'static str> {
+        self.networks.iter().map(|n| family(n.addr())).collect()
+    }
+
+    /// The first address of the network of a family: that of the service `kubernetes`.
+    pub fn api_server_address(&self) -> Option<IpAddr> {
+        self.networks.first().and_then(|n| nth(n, 1))
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Taken> {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Marks what a stored service has.
+    pub fn take(&self, service: &Value) {
+        let mut taken = self.lock();
+        taken.addresses.extend(addresses_of(service));
+        taken.ports.extend(ports_of(service));
+    }
+
+    /// Gives back what a service had.
+    pub fn release(&self, service: &Value) {
+        let mut taken = self.lock();
+        for address in addresses_of(service) {
+            taken.addresses.remove(&address);
+        }
+        for port in ports_of(service) {
+            taken.ports.remove(&port);
+        }
+    }
+
+    fn next_address(&self, wanted: &str) -> Option<IpAddr> {
+        let index = self.networks.iter().position(|n| family(n.addr()) == wanted)?;
+        let network = self.networks.get(index)?;
+        let size = 1_u128
+            .checked_shl(u32::from(network.max_prefix_len() - network.prefix_len()))
+            .unwrap_or(u128::MAX);
+        let mut taken = self.lock();
+        let start = *taken.next.get(index)?;
+        // Broadcast and network address are no service's.
+        let usable = size.saturating_sub(2).min(1 << 20);
+        for step in 0..usable {
+            let n = 1 + (start - 1 + step) % usable.max(1);
+            let address = nth(network, n)?;
+            if n != 1 && taken.addresses.insert(address) {
+                taken.next[index] = n + 1;
+                return Some(address);
+            }
+        }
+        None
+    }
+
+    fn claim_address(&self, address: IpAddr) -> bool {
+        self.networks.iter().any(|n| n.contains(&address)) && self.lock().addresses.insert(address)
+    }
+
+    fn next_port(&self) -> Option<u16> {
+        let mut taken = self.lock();
+        let size = NODE_PORTS.end() - NODE_PORTS.start() + 1;
+        for step in 0..size {
+            let port = NODE_PORTS.start() + (taken.next_port - NODE_PORTS.start() + step) % size;
+            if taken.ports.insert(port) {
+                taken.next_port = if port == *NODE_PORTS.end() { *NODE_PORTS.start() } else { port + 1 };
+                return Some(port);
+            }
+        }
+        None
+    }
+
+    fn claim_port(&self, port: u16) -> bool {
+        self.lock().ports.insert(port)
+    }
+}
+
+fn family(address: IpAddr) -> &'static str {
+    if address.is_ipv4() { "IPv4" } else { "IPv6" }
+}
+
+fn nth(network: &IpNet, n: u128) -> Option<IpAddr> {
+    match network {
+        IpNet::V4(v4) => {
+            Some(IpAddr::V4((u32::from(v4.network()).checked_add(u32::try_from(n).ok()?)?).into()))
+        }
+        IpNet::V6(v6) => Some(IpAddr::V6((u128::from(v6.network()).checked_add(n)?).into())),
+    }
+}
+
+fn addresses_of(service: &Value) -> Vec<IpAddr> {
+    items(&service["spec"], "clusterIPs").iter().filter_map(|a| a.as_str()?.parse().ok()).collect()
+}
+
+fn ports_of(service: &Value) -> Vec<u16> {
+    items(&service["spec"], "ports")
+        .iter()
+        .filter_map(|p| u16::try_from(p["nodePort"].as_u64()?).ok())
+        .collect()
+}
+
+fn fill(service: &mut Value) {
+    let spec = &mut service["spec"];
+    default(spec, "type", "ClusterIP");
+    default(spec, "sessionAffinity", "None");
+    if text(spec, "sessionAffinity") == "ClientIP"
+        && at(spec, &["sessionAffinityConfig", "clientIP", "timeoutSeconds"]).is_null()
+    {
+        spec["sessionAffinityConfig"] = json!({"clientIP": {"timeoutSeconds": 10800}});
+    }
+    for port in items_mut(spec, "ports") {
+        default(port, "protocol", "TCP");
+        let unset = port["targetPort"].is_null() || port["targetPort"] == "" || port["targetPort"] == 0;
+        if unset && !port["port"].is_null() {
+            port["targetPort"] = port["port"].clone();
+        }
+        if port["nodePort"] == 0 {
+            object::remove(port, "nodePort");
+        }
+    }
+    let outside = matches!(text(spec, "type"), "NodePort" | "LoadBalancer");
+    if outside || !items(spec, "externalIPs").is_empty() {
+        default(spec, "externalTrafficPolicy", "Cluster");
+    }
+    if text(spec, "type") == "LoadBalancer" {
+        default(spec, "allocateLoadBalancerNodePorts", true);
+    }
+    if text(spec, "type") != "ExternalName" {
+        default(spec, "internalTrafficPolicy", "Cluster");
+    }
+}
+
+/// Defaults, checks and allocations of a new service.
+///
+/// # Errors
+/// 500, when the addresses or ports are used up.
+pub fn create(registry: &Registry, service: &mut Value, causes: &mut Vec<Cause>) -> ApiResult<()> {
+    map_mut(service, "spec");
+    fill(service);
+    service["status"] = json!({"loadBalancer": {}});
+    check(service, causes);
+    if causes.is_empty() {
+        allocate(&registry.allocator, service, None, causes)?;
+    }
+    Ok(())
+}
+
+/// An update: what was allocated stays.
+///
+/// # Errors
+/// 500, when the addresses or ports are used up.
+pub fn update(registry: &Registry, old: &Value, new: &mut Value, causes: &mut Vec<Cause>) -> ApiResult<()> {
+    map_mut(new, "spec");
+    fill(new);
+    keep_allocated(old, new);
+    check(new, causes);
+    let same_kind = (text_at(old, &["spec", "type"]) == "ExternalName")
+        == (text_at(new, &["spec", "type"]) == "ExternalName");
+    let (before, given) = (text_at(old, &["spec", "clusterIP"]), text_at(new, &["spec", "clusterIP"]));
+    if same_kind && !before.is_empty() && before != given {
+        let shown = &new["spec"]["clusterIPs"];
+        causes.push(Cause::invalid("spec.clusterIPs[0]", shown, "may not change once set"));
+    }
+    if causes.is_empty() {
+        allocate(&registry.allocator, new, Some(old), causes)?;
+    }
+    Ok(())
+}
+
+fn keep_allocated(old: &Value, new: &mut Value) {
+    if text_at(new, &["spec", "type"]) == "ExternalName" || text_at(old, &["spec", "type"]) == "ExternalName"
+    {
+        return;
+    }
+    for key in ["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy"] {
+        let unset = match &new["spec"][key] {
+            Value::Null => true,
+            Value::String(s) => s.is_empty(),
+            Value::Array(a) => a.is_empty(),
+            _ => false,
+        };
+        if unset && !old["spec"][key].is_null() {
+            new["spec"][key] = old["spec"][key].clone();
+        }
+    }
+    if !matches!(text_at(new, &["spec", "type"]), "NodePort" | "LoadBalancer") {
+        return;
+    }
+    let before: Vec<Value> = items(&old["spec"], "ports").to_vec();
+    for port in items_mut(&mut new["spec"], "ports") {
+        let same = before.iter().find(|b| b["port"] == port["port"] && b["protocol"] == port["protocol"]);
+        if let Some(number) = same.and_then(|b| b.get("nodePort"))
+            && port["nodePort"].is_null()
+        {
+            port["nodePort"] = number.clone();
+        }
+    }
+}
+
+fn check(service: &Value, causes: &mut Vec<Cause>) {
+    let spec = &service["spec"];
+    let types = ["ClusterIP", "ExternalName", "LoadBalancer", "NodePort"];
+    if !types.contains(&text(spec, "type")) {
+        causes.push(Cause::not_supported("spec.type", &spec["type"], &types));
+    }
+    let headless = text(spec, "clusterIP") == "None";
+    let ports = items(spec, "ports");
+    match text(spec, "type") {
+        "ExternalName" if super::is_dns_subdomain(text(spec, "externalName").trim_end_matches('.')) => {}
+        "ExternalName" => {
+            let given = at(spec, &["externalName"]);
+            causes.push(Cause::invalid("spec.externalName", given, "must be a DNS name"));
+        }
+        _ if ports.is_empty() && !headless => causes.push(Cause::required("spec.ports", "")),
+        "NodePort" | "LoadBalancer" if headless => {
+            let detail = format!("may not be set to 'None' for {} services", text(spec, "type"));
+            causes.push(Cause::invalid("spec.clusterIPs[0]", &"None".into(), &detail));
+        }
+        _ => {}
+    }
+    let mut seen = HashSet::new();
+    let mut names = HashSet::new();
+    for (i, port) in ports.iter().enumerate() {
+        let field = format!("spec.ports[{i}]");
+        if !port["port"].as_i64().is_some_and(|p| (1..=65535).contains(&p)) {
+            let detail = "must be between 1 and 65535, inclusive";
+            causes.push(Cause::invalid(format!("{field}.port"), at(port, &["port"]), detail));
+        }
+        if !["SCTP", "TCP", "UDP"].contains(&text(port, "protocol")) {
+            causes.push(Cause::not_supported(
+                format!("{field}.protocol"),
+                at(port, &["protocol"]),
+                &["SCTP", "TCP", "UDP"],
+            ));
+        }
+        if ports.len() > 1 && text(port, "name").is_empty() {
+            causes.push(Cause::required(format!("{field}.name"), ""));
+        } else if !text(port, "name").is_empty() && !names.insert(text(port, "name")) {
+            causes.push(Cause::duplicate(format!("{field}.name"), at(port, &["name"])));
+        }
+        if !seen.insert((port["port"].as_i64(), text(port, "protocol"))) {
+            causes.push(Cause::duplicate(&field, port));
+        }
+        if !port["nodePort"].is_null() && text(spec, "type") == "ClusterIP" {
+            let detail = "may not be used when `type` is 'ClusterIP'";
+            causes.push(Cause::forbidden(format!("{field}.nodePort"), detail));
+        }
+    }
+}
+
+/// Gives addresses and ports to what has none. What the old object had is its own already.
+fn allocate(
+    allocator: &Allocator,
+    service: &mut Value,
+    old: Option<&Value>,
+    causes: &mut Vec<Cause>,
+) -> ApiResult<()> {
+    let kind = text_at(service, &["spec", "type"]).to_owned();
+    if kind == "ExternalName" {
+        for key in ["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy"] {
+            object::remove(&mut service["spec"], key);
+        }
+        return Ok(());
+    }
+    allocate_addresses(allocator, service, old, causes)?;
+    if kind == "ClusterIP" || service["spec"]["allocateLoadBalancerNodePorts"] == false || !causes.is_empty()
+    {
+        return Ok(());
+    }
+    let owned: Vec<u16> = old.map(ports_of).unwrap_or_default();
+    let mut mine: Vec<u16> = ports_of(service);
+    for (i, port) in items_mut(&mut service["spec"], "ports").iter_mut().enumerate() {
+        match port["nodePort"].as_u64() {
+            Some(number) => {
+                let number = u16::try_from(number).unwrap_or(0);
+                let field = format!("spec.ports[{i}].nodePort");
+                if !NODE_PORTS.contains(&number) {
+                    let detail =
+                        "provided port is not in the valid range. The range of valid ports is 30000-32767";
+                    causes.push(Cause::invalid(field, &port["nodePort"], detail));
+                } else if !owned.contains(&number) && !allocator.claim_port(number) {
+                    causes.push(Cause::invalid(
+                        field,
+                        &port["nodePort"],
+                        "provided port is already allocated",
+                    ));
+                }
+            }
+            None => {
+                let number =
+                    allocator.next_port().ok_or_else(|| ApiError::internal("range of node ports is full"))?;
+                mine.push(number);
+                port["nodePort"] = number.into();
+            }
+        }
+    }
+    Ok(())
+}
+
+fn allocate_addresses(
+    allocator: &Allocator,
+    service: &mut Value,
+    old: Option<&Value>,
+    causes: &mut Vec<Cause>,
+) -> ApiResult<()> {
+    let spec = &mut service["spec"];
+    let available = allocator.families();
+    let policy = match text(spec, "ipFamilyPolicy") {
+        "" if items(spec, "ipFamilies").len() > 1 => "RequireDualStack",
+        "" => "SingleStack",
+        given => given,
+    }
+    .to_owned();
+    let mut families: Vec<String> =
+        items(spec, "ipFamilies").iter().filter_map(|f| f.as_str().map(str::to_owned)).collect();
+    if families.is_empty() {
+        families.push((*available.first().unwrap_or(&"IPv4")).to_owned());
+    }
+    if policy != "SingleStack" && families.len() == 1 {
+        families.extend(available.iter().find(|f| **f != families[0]).map(|f| (*f).to_owned()));
+    }
+    if let Some(bad) = families.iter().find(|f| !available.contains(&f.as_str())) {
+        let detail = "not configured on this cluster";
+        causes.push(Cause::invalid("spec.ipFamilies[0]", &bad.as_str().into(), detail));
+        return Ok(());
+    }
+    if policy == "RequireDualStack" && families.len() < 2 {
+        let detail = "this cluster is not configured for dual-stack services";
+        causes.push(Cause::invalid("spec.ipFamilyPolicy", &policy.as_str().into(), detail));
+        return Ok(());
+    }
+    spec["ipFamilies"] = families.clone().into();
+    spec["ipFamilyPolicy"] = policy.into();
+    if text(spec, "clusterIP") == "None" {
+        spec["clusterIPs"] = json!(["None"]);
+        return Ok(());
+    }
+    let owned = old.map(addresses_of).unwrap_or_default();
+    let mut addresses: Vec<String> =
+        items(spec, "clusterIPs").iter().filter_map(|a| a.as_str().map(str::to_owned)).collect();
+    if addresses.is_empty() && !text(spec, "clusterIP").is_empty() {
+        addresses.push(text(spec, "clusterIP").to_owned());
+    }
+    for (i, given) in addresses.iter().enumerate() {
+        let fine = given.parse().is_ok_and(|a| owned.contains(&a) || allocator.claim_address(a));
+        if !fine {
+            let detail = format!(
+                "failed to allocate IP {given}: the provided IP is not in the valid range or is already allocated"
+            );
+            causes.push(Cause::invalid(format!("spec.clusterIPs[{i}]"), &given.as_str().into(), &detail));
+            return Ok(());
+        }
+    }
+    for wanted in families.iter().skip(addresses.len()) {
+        let address = allocator
+            .next_address(wanted)
+            .ok_or_else(|| ApiError::internal("failed to allocate a serviceIP: range is full"))?;
+        addresses.push(address.to_string());
+    }
+    spec["clusterIP"] = addresses[0].clone().into();
+    spec["clusterIPs"] = addresses.into();
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn made(allocator: &Allocator, spec: &Value) -> (Value, Vec<String>) {
+        let mut service = json!({"metadata": {"name": "s"}, "spec": spec});
+        let mut causes = Vec::new();
+        fill(&mut service);
+        check(&service, &mut causes);
+        if causes.is_empty() {
+            allocate(allocator, &mut service, None, &mut causes).unwrap();
+        }
+        (service["spec"].clone(), causes.into_iter().map(|c| c.field).collect())
+    }
+
+    #[test]
+    fn a_service_gets_an_address_and_defaults() {
+        let allocator = Allocator::new(vec!["10.96.0.0/24".parse().unwrap()]);
+        let (spec, causes) = made(&allocator, &json!({"selector": {"a": "b"}, "ports": [{"port": 80}]}));
+        assert_eq!(causes, Vec::<String>::new());
+        assert_eq!(
+            spec,
+            json!({"type": "ClusterIP", "sessionAffinity": "None", "internalTrafficPolicy": "Cluster", "selector": {"a": "b"},
+                "ports": [{"port": 80, "protocol": "TCP", "targetPort": 80}], "ipFamilies": ["IPv4"],
+                "ipFamilyPolicy": "SingleStack", "clusterIP": "10.96.0.2", "clusterIPs": ["10.96.0.2"]})
+        );
+    }
+
+    #[test]
+    fn addresses_and_ports_are_given_once_and_come_back() {
+        let allocator = Allocator::new(vec!["10.96.0.0/29".parse().unwrap()]);
+        let spec = json!({"type": "NodePort", "ports": [{"port": 80}]});
+        let all: Vec<Value> = (0..5).map(|_| made(&allocator, &spec).0).collect();
+        let addresses: HashSet<&str> = all.iter().map(|s| text(s, "clusterIP")).collect();
+        assert_eq!(addresses.len(), 5, "{addresses:?}");
+        let ports: HashSet<_> = all.iter().map(|s| s["ports"][0]["nodePort"].as_u64()).collect();
+        assert_eq!(ports.len(), 5);
+        assert_eq!(allocator.next_address("IPv4"), None);
+        allocator.release(&json!({"spec": all[0]}));
+        assert_eq!(allocator.next_address("IPv4"), Some(text(&all[0], "clusterIP").parse().unwrap()));
+    }
+
+    #[test]
+    fn what_was_asked_for_and_is_taken_is_refused() {
+        let allocator = Allocator::new(vec!["10.96.0.0/24".parse().unwrap()]);
+        let want = json!({"clusterIP": "10.96.0.9", "ports": [{"port": 80}]});
+        assert!(made(&allocator, &want).1.is_empty());
+        assert_eq!(made(&allocator, &want).1, ["spec.clusterIPs[0]"]);
+        assert_eq!(
+            made(&allocator, &json!({"clusterIP": "1.2.3.4", "ports": [{"port": 80}]})).1,
+            ["spec.clusterIPs[0]"]
+        );
+        assert_eq!(made(&allocator, &json!({"ports": []})).1, ["spec.ports"]);
+        assert_eq!(made(&allocator, &json!({"clusterIP": "None"})).1, Vec::<String>::new());
+    }
+}
