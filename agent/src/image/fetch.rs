@@ -11,6 +11,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use tokio_util::task::TaskTracker;
 
 use super::digest::Digest;
 use super::layers::{Algorithms, LayerError, SourceLost, unpack};
@@ -23,11 +24,13 @@ use crate::api::http::{HttpError, Response, StatusCode, header};
 /// Bytes collected before they go to the file.
 const WRITE_SIZE: usize = 256 * 1024;
 /// Attempts without a single new byte before a download fails.
-const MOST_ATTEMPTS: u32 = 5;
+const MOST_ATTEMPTS: u32 = 4;
 
 /// One layer to be had.
 pub(super) struct Layer<'a> {
     pub place: Place<'a>,
+    /// The threads of this pull, so that whoever fails can wait for their end.
+    pub threads: &'a TaskTracker,
     pub blob: &'a Blob,
     pub diff_id: &'a Digest,
 }
@@ -142,7 +145,7 @@ async fn once(
     };
     let unpacking = {
         let (store, blob, diff_id) = (Arc::clone(store), layer.blob.clone(), layer.diff_id.clone());
-        tokio::task::spawn_blocking(move || unpack_and_commit(&store, &work, follower, &blob, &diff_id))
+        layer.threads.spawn_blocking(move || unpack_and_commit(&store, &work, follower, &blob, &diff_id))
     };
     let downloading = download(registry, layer, &partial, &feed, progress);
     tokio::pin!(unpacking, downloading);

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use futures_util::future::try_join_all;
 use tokio::sync::Semaphore;
+use tokio_util::task::TaskTracker;
 
 use super::config::parse_config;
 use super::digest::Digest;
@@ -216,22 +217,16 @@ impl Puller {
         }
     }
 
-    /// Whether the name stands for an image that is whole here. A registry that cannot say is asked for the manifest.
+    /// Whether the name stood for an image that is whole here, and still does. Only then a question without an answer's
+    /// body is worth its time; whatever is wrong shows better in the answer to the next one.
     async fn already_here(&self, registry: &Registry, place: Place<'_>) -> Result<Option<Image>, PullError> {
-        let digest = match registry.digest(place).await {
-            Ok(Some(digest)) => digest,
-            Ok(None) | Err(RegistryError::Status { .. }) => return Ok(None),
-            Err(error) => return Err(error.into()),
-        };
-        let by_digest = place.reference.repo_digest(&digest);
-        let Some(image) = self.store.resolve(&by_digest)? else { return Ok(None) };
-        match place.reference.repo_tag() {
-            Some(tag) if !image.repo_tags.contains(&tag) => Ok(Some(self.store.tag(&image.id, &tag)?)),
-            Some(_) | None => {
-                self.store.touch(&image.id)?;
-                Ok(Some(image))
-            }
+        let Some(image) = self.store.resolve(&place.reference.to_string())? else { return Ok(None) };
+        let Ok(Some(digest)) = registry.digest(place).await else { return Ok(None) };
+        if !image.repo_digests.contains(&place.reference.repo_digest(&digest)) {
+            return Ok(None);
         }
+        self.store.touch(&image.id)?;
+        Ok(Some(image))
     }
 
     async fn layers(
@@ -250,12 +245,16 @@ impl Puller {
                 progress(Progress::Layer(blob.digest.clone(), blob.size));
             }
         }
-        let share = Semaphore::new(PER_PULL);
+        let (share, threads) = (Semaphore::new(PER_PULL), TaskTracker::new());
         let each = wanted.into_iter().map(|(diff_id, blob)| {
-            let layer = fetch::Layer { place, blob, diff_id };
+            let layer = fetch::Layer { place, threads: &threads, blob, diff_id };
             self.layer(registry, layer, &share, progress)
         });
-        try_join_all(each).await.map(drop)
+        let outcome = try_join_all(each).await.map(drop);
+        // The first error has cancelled the other layers; their threads clean up before the pull is over.
+        threads.close();
+        threads.wait().await;
+        outcome
     }
 
     async fn layer(

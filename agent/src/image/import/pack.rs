@@ -4,10 +4,11 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
-use std::io::{BufWriter, Write};
-use std::os::unix::fs::FileTypeExt;
+use std::io::{self, BufWriter, Write};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
+use nix::sys::stat::{major, minor};
 use serde_json::json;
 
 use super::super::config::{ImageConfig, parse_config};
@@ -74,6 +75,7 @@ fn configuration(config: &ImageConfig, layer: &Digest) -> Vec<u8> {
 }
 
 /// Writes a directory into a tar file, members in the order of their names, links and special files as they are.
+/// Extended attributes are not carried over.
 pub(super) fn pack_directory(directory: &Path, folder: &Path) -> Result<File, ImportError> {
     let (file, path) = file_in(folder, "rootfs.tar")?;
     let mut tar = tar::Builder::new(BufWriter::new(&file));
@@ -81,7 +83,8 @@ pub(super) fn pack_directory(directory: &Path, folder: &Path) -> Result<File, Im
     let mut waiting = vec![directory.to_owned()];
     while let Some(next) = waiting.pop() {
         let unreadable = |source| ImportError::Read { what: next.display().to_string(), source };
-        let kind = fs::symlink_metadata(&next).map_err(unreadable)?.file_type();
+        let metadata = fs::symlink_metadata(&next).map_err(unreadable)?;
+        let kind = metadata.file_type();
         if kind.is_socket() {
             // A socket without its server is of no use, and tar has no form for it.
             continue;
@@ -94,6 +97,8 @@ pub(super) fn pack_directory(directory: &Path, folder: &Path) -> Result<File, Im
             let mut children: Vec<_> = children.map_err(unreadable)?.into_iter().map(|c| c.path()).collect();
             children.sort_by(|a, b| b.cmp(a));
             waiting.extend(children);
+        } else if kind.is_fifo() || kind.is_char_device() || kind.is_block_device() {
+            append_special(&mut tar, name, &metadata).map_err(unreadable)?;
         } else {
             tar.append_path_with_name(&next, name).map_err(unreadable)?;
         }
@@ -104,4 +109,18 @@ pub(super) fn pack_directory(directory: &Path, folder: &Path) -> Result<File, Im
         source,
     })?;
     Ok(file)
+}
+
+fn append_special(
+    tar: &mut tar::Builder<impl Write>,
+    name: &Path,
+    metadata: &fs::Metadata,
+) -> io::Result<()> {
+    let mut header = tar::Header::new_gnu();
+    header.set_metadata(metadata);
+    let number = |part: u64| u32::try_from(part).map_err(io::Error::other);
+    header.set_device_major(number(major(metadata.rdev()))?)?;
+    header.set_device_minor(number(minor(metadata.rdev()))?)?;
+    header.set_size(0);
+    tar.append_data(&mut header, name, io::empty())
 }

@@ -243,19 +243,9 @@ impl Store {
             }
         }
         self.new_generation()?;
-        let id = record.id.clone();
-        self.image(record, SystemTime::now()).ok_or(StoreError::MissingLayers { id })
-    }
-
-    /// Gives an image one more tagged name, taking it from whoever had it.
-    ///
-    /// # Errors
-    /// [`StoreError::NotFound`] if the image is not there.
-    pub fn tag(&self, id: &Digest, name: &str) -> Result<Image, StoreError> {
-        let found = self.read_record(id)?;
-        let (mut record, _) = found.ok_or_else(|| StoreError::NotFound(id.to_string()))?;
-        record.tags.insert(name.to_owned());
-        self.commit(record)
+        let written = self.read_record(&record.id)?;
+        let image = written.and_then(|(record, last_used)| self.image(record, last_used));
+        image.ok_or(StoreError::MissingLayers { id: record.id })
     }
 
     /// Removes an image and the layers no other image has. Returns the bytes freed.

@@ -46,6 +46,15 @@ impl Partial {
     }
 }
 
+impl Drop for Partial {
+    fn drop(&mut self) {
+        // Still locked here: nobody else can have begun to write.
+        if self.file.metadata().is_ok_and(|m| m.len() == 0 && m.nlink() > 0) {
+            let _ = self.discard();
+        }
+    }
+}
+
 impl Store {
     /// Opens what there is of a blob, or starts it.
     ///
