@@ -8,6 +8,8 @@ use std::process::ExitCode;
 
 use clap::Args;
 use nix::sched::{CloneFlags, unshare};
+use orlop_netproxy::netlink::Netlink;
+use orlop_netproxy::{Config, Event, Proxy};
 use serde::Serialize;
 
 use crate::host::cgroup::Cgroups;
@@ -170,12 +172,16 @@ fn overlay() -> Finding {
 fn nftables() -> Finding {
     let tried = std::thread::spawn(|| {
         unshare(CloneFlags::CLONE_NEWNET).map_err(|errno| errno.desc().to_owned())?;
-        let mut netlink = orlop_netproxy::netlink::Netlink::open().map_err(|error| error.to_string())?;
-        netlink.probe().map_err(|error| error.to_string())
+        // The namespace ends with this thread, and the table with it.
+        let netlink = Netlink::open().map_err(|error| error.to_string())?;
+        let mut proxy = Proxy::new(Config { table: "orlop-check".to_owned(), ..Config::default() }, netlink);
+        proxy.apply(Event::ServicesReset(vec![]));
+        proxy.apply(Event::SlicesReset(vec![]));
+        proxy.sync(std::time::SystemTime::now()).map(|_| ()).map_err(|error| error.to_string())
     })
     .join();
     match tried {
-        Ok(Ok(())) => Finding::ok("nftables", "a table with NAT could be made"),
+        Ok(Ok(())) => Finding::ok("nftables", "the service rules can be made"),
         Ok(Err(error)) => Finding::fail("nftables", error, "modprobe nf_tables nft_nat nft_masq nf_conntrack"),
         Err(_) => Finding::fail("nftables", "could not be tried", "modprobe nf_tables"),
     }

@@ -4,6 +4,7 @@
 mod check;
 mod exec;
 mod ps;
+mod standalone;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -36,7 +37,7 @@ enum Command {
     /// Import, pull, list and remove images
     Image(crate::image::cli::ImageArgs),
     /// Credentials for the embedded API server of `orlop run --standalone`
-    Standalone(crate::standalone::StandaloneArgs),
+    Standalone(standalone::StandaloneArgs),
     /// Print the version
     Version,
 }
@@ -60,8 +61,8 @@ pub fn main() -> ExitCode {
         Command::Logs(args) => crate::logs::cli::run(&args),
         Command::Exec(args) => return exec::main(&args),
         Command::Check(args) => return check::main(&args),
-        Command::Image(args) => crate::image::cli::run(args),
-        Command::Standalone(args) => crate::standalone::run(args),
+        Command::Image(args) => image(args),
+        Command::Standalone(args) => standalone::run(args),
         Command::Version => {
             println!("orlop {}", env!("CARGO_PKG_VERSION"));
             Ok(())
@@ -74,4 +75,10 @@ pub fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn image(args: crate::image::cli::ImageArgs) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    runtime.block_on(crate::image::cli::run(args))?;
+    Ok(())
 }

@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use super::Dirs;
 use crate::host::files::read_json;
-use crate::host::network::AttachedNetwork;
+use crate::network::AttachedNetwork;
 
 /// The flags of `orlop ps`.
 #[derive(Debug, Args)]
