@@ -25,7 +25,8 @@ pub trait Host: Send + Sync + 'static {
         action: &Action,
     ) -> impl Future<Output = Result<Done, ActionError>> + Send;
 
-    /// Changes whenever something happened by itself to this pod (a container ended, the supervisor was lost).
+    /// Changes whenever something happened by itself to this pod (a container ended, the supervisor was lost). Stays
+    /// open for as long as the host lives.
     fn changes(&self, uid: &PodUid) -> watch::Receiver<u64>;
 
     /// The pods that the node still holds something of, as they were last wanted; read once at start.

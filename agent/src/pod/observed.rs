@@ -52,6 +52,8 @@ pub enum Sandbox {
 pub struct Attempt {
     /// Which container, which attempt.
     pub id: AttemptId,
+    /// The number of the sandbox that it belongs to: init containers run again in every new one.
+    pub sandbox: u32,
     /// As shown in `containerID`, scheme included: `orlop://<id>`.
     pub container_id: String,
     /// As shown in `image`.
@@ -62,6 +64,25 @@ pub struct Attempt {
     pub backoff: Duration,
     /// Where it is in its life.
     pub state: AttemptState,
+    /// How it does while it runs.
+    pub vitals: Vitals,
+}
+
+/// How a running attempt does. The default is right for a container without probes that nobody has asked to stop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Vitals {
+    /// Its startup probe has succeeded, or it has none.
+    pub started: bool,
+    /// Its readiness probe succeeds, or it has none.
+    pub ready: bool,
+    /// When its stop signal was sent, where the node remembers that longer than one life of the daemon.
+    pub stop_sent_at: Option<Timestamp>,
+}
+
+impl Default for Vitals {
+    fn default() -> Self {
+        Self { started: true, ready: true, stop_sent_at: None }
+    }
 }
 
 /// Where an attempt is in its life.

@@ -2,6 +2,10 @@
 //!
 //! Owns: the types in the API's spelling. Never: decides what they say (that is its submodules' work).
 
+mod conditions;
+mod containers;
+mod derive;
+
 use std::net::IpAddr;
 
 use jiff::Timestamp;
@@ -10,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::names::ContainerName;
 use super::spec::QosClass;
 use super::spec::wire::is_default;
+pub(in crate::pod) use derive::status;
 
 /// `status` of a pod.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
