@@ -111,13 +111,14 @@ impl Supervisors {
     /// Changes whenever something happens to this pod by itself.
     pub fn changes(&self, uid: &PodUid) -> watch::Receiver<u64> {
         let mut changes = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
+        // Pods that nobody listens for any more are forgotten here, never under a listener.
+        changes.retain(|other, sender| other == uid || sender.receiver_count() > 0);
         changes.entry(uid.clone()).or_insert_with(|| watch::channel(0).0).subscribe()
     }
 
     /// Forgets a pod of which nothing is left.
     pub fn forget(&self, uid: &PodUid) {
         self.lock().remove(uid);
-        self.changes.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
     }
 
     /// Starts a supervisor for a directory that holds nothing of an earlier one but its records.

@@ -1,0 +1,242 @@
+//! The daemon: parse, build, spawn, drain. No logic of its own.
+//!
+//! Owns: the order in which the parts of a node come up, and the tasks. Never: decides anything about a pod.
+//!
+//! ```text
+//! configuration ─► embedded server? ─► client ─► services' thread ─► host (adopts what runs) ─► node ─► pods
+//! ```
+//! Pods are watched only after the Node is registered and the services have been listed once: a container's variables
+//! name the services there are.
+
+mod build;
+mod node;
+pub mod notify;
+pub mod services;
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use ipnet::IpNet;
+use orlop_standalone::Server;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::api::client::Client;
+use crate::api::events::Events;
+use crate::api::kubeconfig::{self, Access};
+use crate::api::list::Selection;
+use crate::api::path::PODS;
+use crate::api::reporter::ApiReporter;
+use crate::api::watch::{Change, watch as watch_objects};
+use crate::config::{Config, RunArgs};
+use crate::node::{LeaseTask, NodeConditions, NodeTask, Registered};
+use crate::pod::manager::{Manager, NodeWatch, Pods, Source, SourceEvent, SourceUpdate};
+use crate::pod::spec::Pod;
+use crate::pod::worker;
+use crate::{logging, shutdown};
+
+/// The threads of the runtime: the work is waiting, not computing.
+const WORKERS: usize = 2;
+/// Calls that block (file system, network namespaces) run on threads that end when they have been idle this long.
+const BLOCKING_KEEP_ALIVE: Duration = Duration::from_secs(2);
+/// How long tasks may take to end after the signal.
+const DRAIN: Duration = Duration::from_secs(5);
+
+/// `orlop run`.
+///
+/// # Errors
+/// Whatever keeps the node from starting, by name. Once it runs it does not give up.
+pub fn main(args: RunArgs) -> anyhow::Result<()> {
+    if !nix::unistd::geteuid().is_root() {
+        bail!("the node must run as root: sudo orlop run ... (`orlop check` says what else it needs)");
+    }
+    logging::start(args.verbosity);
+    let (config, unsupported) = Config::load(&args)?;
+    for field in unsupported {
+        tracing::warn!(%field, "this field of the configuration is not supported yet and has no effect");
+    }
+    let access = args.kubeconfig.as_deref().map(kubeconfig::load).transpose()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(WORKERS)
+        .thread_name("orlop")
+        .thread_keep_alive(BLOCKING_KEEP_ALIVE)
+        .max_blocking_threads(64)
+        .enable_all()
+        .build()
+        .context("start the runtime")?;
+    let result = runtime.block_on(run(&args, config, access));
+    runtime.shutdown_timeout(DRAIN);
+    result
+}
+
+async fn run(args: &RunArgs, config: Config, access: Option<Access>) -> anyhow::Result<()> {
+    let stop = shutdown::on_signals()?;
+    let config = Arc::new(config);
+    let addresses = crate::node::addresses(&config.node_ips);
+    let server = match args.standalone {
+        true => Some(start_server(&config, &addresses).await?),
+        false => None,
+    };
+    let access = match (access, &server) {
+        (Some(access), _) => access,
+        (None, Some(server)) => {
+            let text = server.node_kubeconfig(&config.node_name)?;
+            kubeconfig::parse(&text, &config.root_dir.join("standalone"))?
+        }
+        (None, None) => bail!("no API server: give --kubeconfig or --standalone"),
+    };
+    let mut tasks = Tasks::default();
+    let node = start_node(&config, &addresses, &access, &mut tasks, &stop).await?;
+    tasks.spawn("watchdog", notify::watchdog());
+    tasks.spawn("ready", node::announce(node.registered.clone()));
+    stop.cancelled().await;
+    notify::stopping();
+    tasks.end().await;
+    if let Some(server) = server {
+        server.shutdown().await;
+    }
+    Ok(())
+}
+
+async fn start_server(config: &Config, addresses: &[IpAddr]) -> anyhow::Result<Server> {
+    let dir = config.root_dir.join("standalone");
+    let mut server = orlop_standalone::Config::new(&dir);
+    server.advertise = addresses.first().copied();
+    server.names = vec![config.node_name.clone(), "127.0.0.1".to_owned(), "localhost".to_owned()];
+    server.admin_kubeconfig = Some(dir.join("admin.kubeconfig"));
+    let server = Server::start(server).await.context("start the embedded API server")?;
+    tracing::info!(url = server.url(), kubeconfig = %server.admin_kubeconfig().display(), "the embedded API server is up");
+    Ok(server)
+}
+
+/// What `run` needs of a node that came up.
+struct Running {
+    registered: Registered,
+}
+
+async fn start_node(
+    config: &Arc<Config>,
+    addresses: &[IpAddr],
+    access: &Access,
+    tasks: &mut Tasks,
+    stop: &CancellationToken,
+) -> anyhow::Result<Running> {
+    let client = Client::new(access)?;
+    let (events, event_driver) = Events::new(client.clone(), config.node_name.clone());
+    tasks.spawn("events", event_driver);
+    let (reporter, report_driver) = ApiReporter::new(client.clone(), events.clone());
+    tasks.spawn("statuses", report_driver);
+
+    let proxy = services::start(build::proxy(config, addresses))?;
+    let variables = Arc::default();
+    let (services_seen, services_listed) = watch::channel(false);
+    let watch_services =
+        services::watch_services(client.clone(), proxy.events.clone(), Arc::clone(&variables), services_seen);
+    tasks.spawn("services", watch_services);
+    tasks.spawn("endpoint slices", services::watch_slices(client.clone(), proxy.events.clone()));
+
+    let parts = build::parts(config, addresses, &client, variables)?;
+    let network = Arc::clone(&parts.network);
+    let images = Arc::clone(&parts.images);
+    let host = Arc::new(crate::host::NodeHost::open(parts).await.context("take the node over")?);
+
+    let (conditions, inputs) = watch::channel(NodeConditions::default());
+    let (node_task, registered) = NodeTask::new(client.clone(), Arc::clone(config), inputs, events);
+    tasks.spawn("node", node_task.run());
+    let lease = LeaseTask::new(client.clone(), config.node_name.clone(), config.node.lease_duration, registered.clone());
+    tasks.spawn("lease", lease.run());
+    let (allocatable, allocatable_seen) = watch::channel(build::allocatable(config));
+    let follow = node::Follow {
+        config: Arc::clone(config),
+        registered: registered.clone(),
+        network,
+        images,
+        conditions,
+        allocatable,
+        proxy: proxy.events.clone(),
+    };
+    tasks.spawn("node facts", follow.run());
+
+    let (facts, facts_seen) = watch::channel(build::node_facts(config, addresses));
+    tasks.keep(facts);
+    let watching = NodeWatch { facts: facts_seen, allocatable: allocatable_seen };
+    let context = worker::Context { host: Arc::clone(&host), reporter: Arc::new(reporter) };
+    let (manager, pods) = Manager::new(context, watching, [Source::Api], stop.clone());
+    let (updates, source) = mpsc::channel(64);
+    tasks.spawn("pods", manager.run(source));
+    tasks.spawn("pod source", pod_source(client.clone(), config.node_name.clone(), registered.clone(), services_listed, updates));
+    crate::server::start(config, addresses, &client, &pods, &host, tasks)?;
+    tasks.spawn("garbage", node::collect_garbage(host, pods));
+    Ok(Running { registered })
+}
+
+/// Watches the pods bound to this node, once it is registered and the services are known.
+async fn pod_source(
+    client: Client,
+    node: String,
+    mut registered: Registered,
+    mut services: watch::Receiver<bool>,
+    updates: mpsc::Sender<SourceUpdate>,
+) {
+    // Both are watch channels: a value that is there is not lost when the other is waited for.
+    let ready = registered.wait_for(Option::is_some).await.is_ok() && services.wait_for(|seen| *seen).await.is_ok();
+    if !ready {
+        return;
+    }
+    let (sender, mut changes) = mpsc::channel(16);
+    let selection = Selection::all(PODS).fields(format!("spec.nodeName={node}"));
+    let decode = |json: &str| Pod::from_json(json.as_bytes()).map(Arc::new).map_err(|error| error.to_string());
+    let source = watch_objects(client, selection, decode, sender);
+    let sink = async {
+        while let Some(change) = changes.recv().await {
+            let event = match change {
+                Change::Synced(pods) => SourceEvent::Synced(pods),
+                Change::Applied(pod) => SourceEvent::Applied(pod),
+                Change::Deleted(key) => SourceEvent::Deleted { uid: key.uid.into() },
+            };
+            if updates.send(SourceUpdate { source: Source::Api, event }).await.is_err() {
+                return;
+            }
+        }
+    };
+    tokio::join!(source, sink);
+}
+
+/// Every task of the daemon, by name.
+#[derive(Default)]
+pub struct Tasks {
+    set: JoinSet<&'static str>,
+    kept: Vec<Box<dyn std::any::Any + Send>>,
+}
+
+impl Tasks {
+    /// Starts a task.
+    pub fn spawn(&mut self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+        self.set.spawn(async move {
+            task.await;
+            name
+        });
+    }
+
+    /// Keeps a value until the end: the sending half of a channel whose value never changes.
+    pub fn keep(&mut self, value: impl std::any::Any + Send) {
+        self.kept.push(Box::new(value));
+    }
+
+    /// Ends all of them. Pods are not touched; what was to be told of them is told by the next daemon.
+    async fn end(mut self) {
+        self.set.abort_all();
+        let ended = async { while self.set.join_next().await.is_some() {} };
+        if tokio::time::timeout(DRAIN, ended).await.is_err() {
+            tracing::warn!("some tasks did not end in time");
+        }
+    }
+}
+
+/// Ranges of the whole cluster that pods' packets keep their source address towards.
+fn cluster_cidrs(config: &Config) -> Vec<IpNet> {
+    config.pod_cidrs.clone()
+}
