@@ -319,6 +319,9 @@ pub enum Answer {
     State {
         /// One for each attempt not yet removed.
         containers: Vec<ContainerRecord>,
+        /// Not all fitted the packet; the attempts that ended first are left out. Their record files tell of them.
+        #[serde(default)]
+        truncated: bool,
     },
     /// The container runs.
     Started(ContainerRecord),
@@ -357,7 +360,8 @@ pub enum FailureKind {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Event {
-    /// A container's PID 1 ended.
+    /// A container's PID 1 ended, or (the record then says `StartFailed`) an attempt to start it failed. The latter is
+    /// also the answer to the call; the event is for a daemon that came back while the call was under way.
     Exited(ContainerRecord),
     /// An exec'd process ended.
     ExecExited {

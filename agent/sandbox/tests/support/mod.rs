@@ -1,0 +1,451 @@
+//! A pod for the root tests: directories, cgroups, a small root file system, a supervisor, a client of its socket.
+//!
+//! Everything is removed when the pod is dropped, also after a failed assertion.
+#![allow(clippy::unwrap_used)] // These are tests.
+#![allow(dead_code)] // Each test file is a crate of its own and uses some of this.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{IoSlice, IoSliceMut};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use nix::sys::socket::sockopt::ReceiveTimeout;
+use nix::sys::socket::{
+    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr, connect,
+    recvmsg, sendmsg, setsockopt, socket, socketpair,
+};
+use nix::sys::time::TimeVal;
+use orlop_sandbox::protocol::*;
+use serde_json::{Value, json};
+
+const BUSYBOX: &str = "/bin/busybox";
+const PATIENCE: Duration = Duration::from_secs(30);
+
+static NEXT: AtomicU32 = AtomicU32::new(0);
+
+/// Whether root tests can run here; says why not.
+pub fn can_run() -> bool {
+    if !nix::unistd::geteuid().is_root() {
+        println!("SKIP needs root");
+        return false;
+    }
+    if !Path::new(BUSYBOX).exists() {
+        println!("SKIP needs {BUSYBOX} (package busybox-static)");
+        return false;
+    }
+    true
+}
+
+/// Mount points of the cgroup hierarchies with controllers.
+fn cgroup_mounts() -> Vec<PathBuf> {
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+    let of = |kind: &str| -> Vec<PathBuf> {
+        let fields = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
+        fields.filter(|f| f[2] == kind && !f[3].contains("name=")).map(|f| PathBuf::from(f[1])).collect()
+    };
+    let legacy = of("cgroup");
+    if legacy.is_empty() { of("cgroup2") } else { legacy }
+}
+
+pub struct Pod {
+    pub dir: SandboxDir,
+    pub place: tempfile::TempDir,
+    pub cgroup: PathBuf,
+    pub supervisor: Child,
+    pub client: Client,
+    cgroups: Vec<PathBuf>,
+}
+
+/// A configuration that tests may change before the pod starts.
+pub struct Plan {
+    pub config: SandboxConfig,
+    place: tempfile::TempDir,
+    cgroup: PathBuf,
+    cgroups: Vec<PathBuf>,
+}
+
+impl Plan {
+    pub fn new() -> Self {
+        let place = tempfile::tempdir().unwrap();
+        let name = format!("orlop-test-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let cgroups: Vec<PathBuf> = cgroup_mounts().iter().map(|mount| mount.join(&name)).collect();
+        for cgroup in &cgroups {
+            fs::create_dir(cgroup).unwrap();
+            // A cpuset has no CPUs until it is given some.
+            for file in ["cpuset.cpus", "cpuset.mems"] {
+                if let Ok(value) = fs::read_to_string(cgroup.parent().unwrap().join(file)) {
+                    let _ = fs::write(cgroup.join(file), value);
+                }
+            }
+        }
+        let config = SandboxConfig {
+            uid: name.clone(),
+            namespace: "default".into(),
+            name: "pod".into(),
+            attempt: 0,
+            hostname: "pod-host".into(),
+            host_network: false,
+            host_ipc: false,
+            shared_pid: false,
+            shm_bytes: 1 << 20,
+            sysctls: BTreeMap::new(),
+            tmpfs: Vec::new(),
+            cgroup_procs: cgroups.iter().map(|cgroup| cgroup.join("cgroup.procs")).collect(),
+            state_dir: place.path().join("state"),
+            log_max_bytes: 10 << 20,
+            log_max_files: 5,
+        };
+        make_layer(&place.path().join("layer"));
+        fs::create_dir_all(place.path().join("logs")).unwrap();
+        Plan { config, place, cgroup: Path::new("/").join(name), cgroups }
+    }
+
+    /// Starts the supervisor without greeting it.
+    pub fn spawn(self) -> Pod {
+        let dir = SandboxDir(self.place.path().join("run"));
+        fs::create_dir_all(&dir.0).unwrap();
+        fs::write(dir.config(), serde_json::to_vec(&self.config).unwrap()).unwrap();
+        let (ours, theirs) =
+            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).unwrap();
+        // The shell puts the socket where the daemon would: at descriptor 3, with nothing at 0.
+        let supervisor = Command::new("/bin/sh")
+            .args([
+                "-c",
+                r#"exec 3<&0 </dev/null; exec "$@""#,
+                "sh",
+                env!("CARGO_BIN_EXE_orlop-sandbox"),
+                "--dir",
+            ])
+            .arg(&dir.0)
+            .args(["--pod", "default/pod"])
+            .stdin(Stdio::from(theirs))
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        let client = Client::new(ours);
+        Pod { dir, place: self.place, cgroup: self.cgroup, supervisor, client, cgroups: self.cgroups }
+    }
+
+    pub fn start(self) -> Pod {
+        let mut pod = self.spawn();
+        pod.client.hello();
+        pod
+    }
+}
+
+fn make_layer(layer: &Path) {
+    for directory in ["bin", "dev", "proc", "sys", "etc", "tmp", "dev/shm"] {
+        fs::create_dir_all(layer.join(directory)).unwrap();
+    }
+    fs::copy(BUSYBOX, layer.join("bin/busybox")).unwrap();
+    let applets = "sh sleep cat echo true false kill ps id grep head dd yes seq hostname mount touch ls nslookup \
+        ip readlink ulimit env stty tr wc mkdir stat nc chroot unshare mknod trap pwd test tail sync printf od";
+    for applet in applets.split_ascii_whitespace() {
+        symlink("busybox", layer.join("bin").join(applet)).unwrap();
+    }
+    fs::write(layer.join("etc/passwd"), "root:x:0:0::/root:/bin/sh\nweb:x:1000:1000::/home/web:/bin/sh\n")
+        .unwrap();
+}
+
+impl Pod {
+    pub fn id(&self, name: &str) -> ContainerId {
+        ContainerId { name: name.to_owned(), attempt: 0 }
+    }
+
+    pub fn log_path(&self, name: &str) -> PathBuf {
+        self.place.path().join("logs").join(format!("{name}.log"))
+    }
+
+    /// The container's cgroup directory in the hierarchy of a version 1 controller, or the unified one.
+    pub fn cgroup_directory(&self, controller: &str, name: &str) -> PathBuf {
+        let own = self.cgroups.iter().find(|one| one.parent().unwrap().ends_with(controller));
+        own.or(self.cgroups.first()).unwrap().join(name)
+    }
+
+    /// An ordinary spec that runs `args`.
+    pub fn spec(&self, name: &str, args: &[&str]) -> Value {
+        json!({
+            "ociVersion": "1.0.2",
+            "root": {"path": "rootfs"},
+            "process": {"args": args, "cwd": "/", "user": {"uid": 0, "gid": 0},
+                "env": ["PATH=/bin", "FIRST=1", "SECOND=2"]},
+            "mounts": [
+                {"destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid", "noexec", "nodev"]},
+                {"destination": "/dev", "type": "tmpfs", "source": "tmpfs",
+                    "options": ["nosuid", "strictatime", "mode=755", "size=65536k"]},
+                {"destination": "/dev/pts", "type": "devpts", "source": "devpts",
+                    "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]},
+                {"destination": "/dev/shm", "type": "bind", "source": self.dir.0.join("shm"), "options": ["rbind", "rw"]},
+                {"destination": "/sys", "type": "sysfs", "source": "sysfs",
+                    "options": ["nosuid", "noexec", "nodev", "ro"]},
+            ],
+            "linux": {
+                "cgroupsPath": self.cgroup.join(name),
+                "namespaces": [{"type": "mount"}, {"type": "pid"}, {"type": "cgroup"}],
+                "resources": {"devices": [
+                    {"allow": false, "access": "rwm"},
+                    {"allow": true, "type": "c", "major": 1, "minor": 3, "access": "rwm"},
+                    {"allow": true, "type": "c", "major": 1, "minor": 5, "access": "rwm"},
+                    {"allow": true, "type": "c", "major": 1, "minor": 7, "access": "rwm"},
+                    {"allow": true, "type": "c", "major": 1, "minor": 8, "access": "rwm"},
+                    {"allow": true, "type": "c", "major": 1, "minor": 9, "access": "rwm"},
+                    {"allow": true, "type": "c", "major": 5, "minor": 0, "access": "rwm"},
+                    {"allow": true, "type": "c", "major": 5, "minor": 1, "access": "rwm"},
+                    {"allow": true, "type": "c", "major": 5, "minor": 2, "access": "rwm"},
+                    {"allow": true, "type": "c", "major": 136, "access": "rwm"}]},
+                "maskedPaths": ["/proc/kcore", "/proc/keys"],
+                "readonlyPaths": ["/proc/sys", "/proc/sysrq-trigger"],
+            },
+        })
+    }
+
+    /// Writes the spec and says how to start it.
+    pub fn prepare(&self, name: &str, spec: &Value) -> StartContainer {
+        let id = self.id(name);
+        let attempt = self.dir.attempt(&id);
+        fs::create_dir_all(&attempt).unwrap();
+        fs::write(attempt.join("config.json"), serde_json::to_vec(spec).unwrap()).unwrap();
+        let writable = self.place.path().join("writable").join(name);
+        StartContainer {
+            rootfs: Rootfs {
+                lower: vec![self.place.path().join("layer")],
+                upper: writable.join("upper"),
+                work: writable.join("work"),
+            },
+            log_path: self.log_path(name),
+            security: Security {
+                capabilities: DEFAULT_CAPABILITIES.iter().map(|name| (*name).to_owned()).collect(),
+                no_new_privs: false,
+                seccomp: Seccomp::RuntimeDefault,
+                oom_score_adj: 100,
+            },
+            tty: false,
+            stdin: false,
+            backoff_ms: 10_000,
+            image: "busybox".into(),
+            image_id: "sha256:0".into(),
+            id,
+        }
+    }
+
+    /// Starts a container that runs a shell script.
+    pub fn run(&mut self, name: &str, script: &str) -> ContainerRecord {
+        let start = self.prepare(name, &self.spec(name, &["sh", "-c", script]));
+        self.client.start(start).unwrap()
+    }
+
+    /// The log as (stream and tag, content).
+    pub fn log(&self, name: &str) -> Vec<(String, String)> {
+        let text = fs::read_to_string(self.log_path(name)).unwrap();
+        let entry = |line: &str| {
+            let mut fields = line.splitn(4, ' ').skip(1);
+            let mut next = || fields.next().unwrap().to_owned();
+            (format!("{} {}", next(), next()), next())
+        };
+        text.lines().map(entry).collect()
+    }
+
+    pub fn output(&self, name: &str) -> String {
+        self.log(name).into_iter().map(|(_, content)| content + "\n").collect()
+    }
+
+    /// Ends the sandbox as the daemon would, and waits for the process.
+    pub fn shut_down(&mut self) {
+        assert_eq!(self.client.call(Call::Shutdown), Ok(Answer::Done));
+        assert!(self.supervisor.wait().unwrap().success());
+    }
+}
+
+pub const DEFAULT_CAPABILITIES: [&str; 14] = [
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "FSETID",
+    "FOWNER",
+    "MKNOD",
+    "NET_RAW",
+    "SETGID",
+    "SETUID",
+    "SETFCAP",
+    "SETPCAP",
+    "NET_BIND_SERVICE",
+    "SYS_CHROOT",
+    "KILL",
+    "AUDIT_WRITE",
+];
+
+impl Drop for Pod {
+    fn drop(&mut self) {
+        // Whatever a failed test left behind lives in the pod's cgroups.
+        let _ = self.supervisor.kill();
+        let _ = self.supervisor.wait();
+        let deadline = Instant::now() + PATIENCE;
+        while Instant::now() < deadline {
+            let left: Vec<PathBuf> =
+                self.cgroups.iter().filter(|cgroup| !remove_cgroup(cgroup)).cloned().collect();
+            if left.is_empty() {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        eprintln!("cgroups {:?} are left behind", self.cgroups);
+    }
+}
+
+fn remove_cgroup(cgroup: &Path) -> bool {
+    for pid in fs::read_to_string(cgroup.join("cgroup.procs")).unwrap_or_default().lines() {
+        let pid = nix::unistd::Pid::from_raw(pid.parse().unwrap());
+        let _ = nix::sys::signal::kill(pid, nix::sys::signal::SIGKILL);
+    }
+    for entry in fs::read_dir(cgroup).into_iter().flatten().flatten() {
+        if entry.path().is_dir() {
+            remove_cgroup(&entry.path());
+        }
+    }
+    fs::remove_dir(cgroup).is_ok() || !cgroup.exists()
+}
+
+/// A client of the supervisor's socket.
+pub struct Client {
+    socket: OwnedFd,
+    next: u64,
+    /// Events that came while a reply was waited for.
+    events: Vec<Event>,
+}
+
+impl Client {
+    pub fn new(socket: OwnedFd) -> Self {
+        setsockopt(&socket, ReceiveTimeout, &TimeVal::new(PATIENCE.as_secs() as i64, 0)).unwrap();
+        Client { socket, next: 1, events: Vec::new() }
+    }
+
+    pub fn connect(dir: &SandboxDir) -> Self {
+        let socket = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None).unwrap();
+        connect(socket.as_raw_fd(), &UnixAddr::new(&dir.socket()).unwrap()).unwrap();
+        let mut client = Client::new(socket);
+        client.hello();
+        client
+    }
+
+    pub fn hello(&mut self) -> SupervisorRecord {
+        match self.call(Call::Hello { version: VERSION }) {
+            Ok(Answer::Hello { supervisor, .. }) => supervisor,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub fn raw(&self, text: &[u8]) {
+        sendmsg::<()>(self.socket.as_raw_fd(), &[IoSlice::new(text)], &[], MsgFlags::empty(), None).unwrap();
+    }
+
+    pub fn send(&mut self, call: Call, fds: &[i32]) -> u64 {
+        let id = self.next;
+        self.next += 1;
+        let text = serde_json::to_vec(&Request { id, call }).unwrap();
+        let rights = [ControlMessage::ScmRights(fds)];
+        let control: &[ControlMessage<'_>] = if fds.is_empty() { &[] } else { &rights };
+        sendmsg::<()>(self.socket.as_raw_fd(), &[IoSlice::new(&text)], control, MsgFlags::empty(), None)
+            .unwrap();
+        id
+    }
+
+    pub fn receive(&mut self) -> Option<(FromSupervisor, Option<OwnedFd>)> {
+        let mut text = vec![0u8; MAX_PACKET];
+        let mut space = nix::cmsg_space!([i32; 4]);
+        let mut iov = [IoSliceMut::new(&mut text)];
+        let message =
+            recvmsg::<()>(self.socket.as_raw_fd(), &mut iov, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC)
+                .expect("a packet in time");
+        let length = message.bytes;
+        let fd = message.cmsgs().unwrap().find_map(|control| match control {
+            // Opened again by path: taking the number over would need unsafe code.
+            ControlMessageOwned::ScmRights(fds) => Some(fds[0]),
+            _ => None,
+        });
+        let fd = fd.map(|number| {
+            let copy = fs::OpenOptions::new().read(true).write(true).open(format!("/proc/self/fd/{number}"));
+            nix::unistd::close(number).unwrap();
+            OwnedFd::from(copy.unwrap())
+        });
+        (length > 0).then(|| (serde_json::from_slice(&text[..length]).unwrap(), fd))
+    }
+
+    pub fn reply(&mut self, id: u64) -> (Result<Answer, Failure>, Option<OwnedFd>) {
+        loop {
+            match self.receive().expect("the supervisor lives") {
+                (FromSupervisor::Reply(reply), fd) => {
+                    assert_eq!(reply.id, id);
+                    return (reply.result, fd);
+                }
+                (FromSupervisor::Event(event), _) => self.events.push(event),
+            }
+        }
+    }
+
+    pub fn call(&mut self, call: Call) -> Result<Answer, Failure> {
+        let id = self.send(call, &[]);
+        self.reply(id).0
+    }
+
+    pub fn start(&mut self, start: StartContainer) -> Result<ContainerRecord, Failure> {
+        match self.call(Call::Start(Box::new(start)))? {
+            Answer::Started(record) => Ok(record),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub fn event(&mut self) -> Event {
+        if !self.events.is_empty() {
+            return self.events.remove(0);
+        }
+        match self.receive().expect("the supervisor lives").0 {
+            FromSupervisor::Event(event) => event,
+            FromSupervisor::Reply(reply) => panic!("{reply:?}"),
+        }
+    }
+
+    /// The end of a container: exit code, signal, whether by the OOM killer.
+    pub fn exit(&mut self, name: &str) -> (i32, Option<i32>, bool) {
+        loop {
+            if let Event::Exited(record) = self.event()
+                && record.id.name == name
+            {
+                match record.state {
+                    RecordState::Exited { exit_code, signal, oom_killed, .. } => {
+                        return (exit_code, signal, oom_killed);
+                    }
+                    other => panic!("{other:?}"),
+                }
+            }
+        }
+    }
+
+    pub fn exec_exit(&mut self, id: u64) -> i32 {
+        loop {
+            match self.event() {
+                Event::ExecExited { exec_id, exit_code } if exec_id == id => return exit_code,
+                _ => {}
+            }
+        }
+    }
+
+    pub fn state(&mut self) -> Vec<ContainerRecord> {
+        match self.call(Call::State) {
+            Ok(Answer::State { containers, truncated: false }) => containers,
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+/// Waits until something is so; fails when it does not come about.
+pub fn eventually(what: &str, mut so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !so() {
+        assert!(Instant::now() < deadline, "{what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
