@@ -116,14 +116,18 @@ fn only_the_api_folder_names_the_http_client() {
         .filter(|entry| entry.file_name() != "api")
         .map(|entry| format!("agent/src/{}", entry.file_name().to_string_lossy()))
         .collect();
-    let places: Vec<&str> =
-        agent.iter().map(String::as_str).chain(["agent/sandbox/src", "agent/standalone/src", "netproxy/src", "cni/src"]).collect();
+    let places: Vec<&str> = agent
+        .iter()
+        .map(String::as_str)
+        .chain(["agent/sandbox/src", "agent/standalone/src", "netproxy/src", "cni/src"])
+        .collect();
     assert_eq!(violations(&places, &["reqwest"]), Vec::<String>::new());
 }
 
 #[test]
 fn netproxy_and_cni_know_neither_the_agent_nor_http() {
-    let words = ["orlop::", "orlop_sandbox", "orlop_standalone", "reqwest", "hyper", "axum", "http::", "k8s_openapi"];
+    let words =
+        ["orlop::", "orlop_sandbox", "orlop_standalone", "reqwest", "hyper", "axum", "http::", "k8s_openapi"];
     assert_eq!(violations(&["netproxy/src", "cni/src"], &words), Vec::<String>::new());
     assert_eq!(violations(&["netproxy/src"], &["orlop_cni", "tokio"]), Vec::<String>::new());
     assert_eq!(violations(&["cni/src"], &["orlop_netproxy"]), Vec::<String>::new());
@@ -131,20 +135,32 @@ fn netproxy_and_cni_know_neither_the_agent_nor_http() {
 
 #[test]
 fn the_supervisor_knows_nobody() {
-    let words = ["orlop::", "orlop_cni", "orlop_netproxy", "orlop_standalone", "tokio", "rustls", "k8s_openapi", "async fn"];
+    let words = [
+        "orlop::",
+        "orlop_cni",
+        "orlop_netproxy",
+        "orlop_standalone",
+        "tokio",
+        "rustls",
+        "k8s_openapi",
+        "async fn",
+    ];
     assert_eq!(violations(&["agent/sandbox/src"], &words), Vec::<String>::new());
 }
 
 #[test]
 fn the_planning_half_does_not_know_who_carries_out() {
-    let words = ["crate::host::", "crate::api", "crate::network", "crate::volume", "crate::image", "crate::server"];
+    let words =
+        ["crate::host::", "crate::api", "crate::network", "crate::volume", "crate::image", "crate::server"];
     let pod: Vec<&str> = PURE.iter().copied().filter(|place| place.starts_with("agent/src/pod/")).collect();
     assert_eq!(violations(&pod, &words), Vec::<String>::new());
 }
 
 #[test]
 fn unsafe_code_stays_in_files_that_say_why() {
-    for file in sources("agent").into_iter().chain(sources("netproxy")).chain(sources("cni")).chain(sources("tests")) {
+    for file in
+        sources("agent").into_iter().chain(sources("netproxy")).chain(sources("cni")).chain(sources("tests"))
+    {
         let text = fs::read_to_string(&file).expect("source");
         let name = file.strip_prefix(root()).expect("in the workspace").display().to_string();
         if text.contains("#![allow(unsafe_code)]") && !is_test(&file) {

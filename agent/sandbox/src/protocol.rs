@@ -27,9 +27,6 @@ pub const OLDEST: u32 = 1;
 pub const MAX_PACKET: usize = 64 * 1024;
 /// The most descriptors one packet carries.
 pub const MAX_FDS: usize = 4;
-/// The descriptor under which a new supervisor finds its first connection.
-pub const FIRST_CONNECTION_FD: i32 = 3;
-
 /// Where things are inside a sandbox's run directory (`<run-dir>/pods/<uid>`). The directory is on a tmpfs.
 #[derive(Debug, Clone)]
 pub struct SandboxDir(pub PathBuf);
@@ -203,7 +200,8 @@ pub enum Call {
         /// Signal number.
         signal: i32,
     },
-    /// Kill what still runs, remove every container, end. Answered before the end. Answer: [`Answer::Done`].
+    /// Kill what still runs, end. Answered before the end. Cgroups and mounts of the containers are gone then; their
+    /// directories with the records stay, since they tell how the containers ended. Answer: [`Answer::Done`].
     Shutdown,
 }
 
@@ -397,6 +395,9 @@ pub struct ContainerRecord {
     pub image_id: String,
     /// Copied from [`StartContainer`].
     pub log_path: PathBuf,
+    /// [`SandboxConfig::attempt`] of the sandbox it was started in.
+    #[serde(default)]
+    pub sandbox: u32,
     /// Where it is in its life.
     pub state: RecordState,
 }

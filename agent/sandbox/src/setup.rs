@@ -156,7 +156,7 @@ fn make_namespaces(config: &SandboxConfig) -> Result<(), SetupError> {
 fn mount_volumes(dir: &SandboxDir, config: &SandboxConfig) -> Result<(), SetupError> {
     let shm = dir.0.join("shm");
     fs::create_dir_all(&shm).map_err(|source| FileError { path: shm.clone(), source })?;
-    let shm = TmpfsMount { target: shm, size_bytes: Some(config.shm_bytes), mode: 0o1777 };
+    let shm = TmpfsMount { target: shm, size_bytes: Some(config.shm_bytes), mode: 0o1777, gid: None };
     if !config.host_ipc {
         mount_tmpfs(&shm, MsFlags::MS_NOEXEC)?;
     }
@@ -165,6 +165,9 @@ fn mount_volumes(dir: &SandboxDir, config: &SandboxConfig) -> Result<(), SetupEr
 
 fn mount_tmpfs(tmpfs: &TmpfsMount, more: MsFlags) -> Result<(), SetupError> {
     let mut options = format!("mode={:o}", tmpfs.mode & 0o7777);
+    if let Some(gid) = tmpfs.gid {
+        options.push_str(&format!(",gid={gid}"));
+    }
     if let Some(size) = tmpfs.size_bytes {
         options.push_str(&format!(",size={size}"));
     }

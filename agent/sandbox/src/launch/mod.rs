@@ -40,6 +40,8 @@ pub struct Site {
     pub dir: SandboxDir,
     /// Where `libcontainer` keeps its state.
     pub state_dir: PathBuf,
+    /// The pod's sandbox number.
+    pub sandbox: u32,
     /// PID 1 of the shared pid namespace, if there is one.
     pub pid_ns_holder: Option<i32>,
     /// The machine's cgroups.

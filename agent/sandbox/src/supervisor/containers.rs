@@ -106,6 +106,7 @@ impl Supervisor {
             image: start.image.clone(),
             image_id: start.image_id.clone(),
             log_path: start.log_path.clone(),
+            sandbox: self.site.sandbox,
             state: RecordState::Starting { since_ms: now_ms() },
         };
         self.keep(&record);

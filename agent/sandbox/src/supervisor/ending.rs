@@ -88,6 +88,9 @@ impl Supervisor {
         let root = self.site.dir.rootfs(&record.id);
         unmount_root(&root).map_err(|errno| format!("unmount {}: {errno}", root.display()))?;
         remove_directory(&self.site.state(&record.container_id))?;
+        if self.ending.is_some() {
+            return Ok(());
+        }
         remove_directory(&self.site.dir.attempt(&record.id))?;
         // The directory of all attempts goes with the last one.
         if let Some(parent) = self.site.dir.attempt(&record.id).parent() {

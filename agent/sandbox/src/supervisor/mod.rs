@@ -29,24 +29,24 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use nix::sys::socket::{SockFlag, accept4};
+use nix::sys::socket::sockopt::SockType as SocketType;
+use nix::sys::socket::{SockFlag, SockType, accept4, getsockopt};
+use nix::sys::stat::Mode;
 use nix::sys::timerfd::{ClockId, TimerFd, TimerFlags};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, dup2_stdin};
 
 use crate::cgroup::Hierarchies;
 use crate::connection::{Connection, Incoming};
 use crate::launch::Site;
 use crate::log::Clock;
 use crate::log::file::Limits;
-use crate::protocol::{
-    Event, FIRST_CONNECTION_FD, Failure, FailureKind, FromSupervisor, Reply, SandboxDir, SupervisorRecord,
-};
+use crate::protocol::{Event, Failure, FailureKind, FromSupervisor, Reply, SandboxDir, SupervisorRecord};
 use crate::setup::{self, Sandbox, SetupError};
-use crate::sys::descriptor::adopt_inherited;
 use crate::sys::process::{Ended, close_from, reap};
 
 use containers::Container;
@@ -134,16 +134,16 @@ fn warn(message: impl std::fmt::Display) {
 
 /// `orlop sandbox --dir <run-dir>/pods/<uid> [--pod <namespace>/<name>]`: the life of one pod's supervisor.
 ///
-/// `args` are those behind the program's name and the word `sandbox`. `--pod` is only there to be seen in `ps`. Descriptor
-/// [`FIRST_CONNECTION_FD`] may be the first connection. If the sandbox cannot be made, the first request on it is
+/// `args` are those behind the program's name and the word `sandbox`. `--pod` is only there to be seen in `ps`. Standard
+/// input may be the first connection. If the sandbox cannot be made, the first request on it is
 /// answered with why.
 pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
     let Some(dir) = parse(args) else {
         warn("usage: orlop sandbox --dir DIRECTORY [--pod NAMESPACE/NAME]");
         return ExitCode::from(2);
     };
-    let first = adopt_inherited(FIRST_CONNECTION_FD).map(Connection::new);
-    let _ = close_from(FIRST_CONNECTION_FD as u32 + 1);
+    let _ = close_from(3);
+    let first = take_stdin().map(Connection::new);
     match start(&dir) {
         Ok(mut supervisor) => supervisor.run(first),
         Err(error) => {
@@ -154,6 +154,16 @@ pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// The first connection, if standard input is one. `/dev/null` takes its place, so that no child inherits it.
+fn take_stdin() -> Option<OwnedFd> {
+    let stdin = std::io::stdin();
+    let is_ours = getsockopt(&stdin, SocketType).is_ok_and(|kind| kind == SockType::SeqPacket);
+    let connection = is_ours.then(|| stdin.as_fd().try_clone_to_owned().ok()).flatten()?;
+    let null = open("/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty()).ok()?;
+    dup2_stdin(&null).ok()?;
+    Some(connection)
 }
 
 fn parse(mut args: impl Iterator<Item = OsString>) -> Option<SandboxDir> {
@@ -175,6 +185,7 @@ fn start(dir: &SandboxDir) -> Result<Supervisor, SetupError> {
     let site = Site {
         dir: dir.clone(),
         state_dir: config.state_dir,
+        sandbox: config.attempt,
         pid_ns_holder: sandbox.record.pid_ns_holder,
         hierarchies: Hierarchies::detect()
             .map_err(|source| crate::record::FileError { path: "/proc/self/mounts".into(), source })?,

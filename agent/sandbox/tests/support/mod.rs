@@ -112,15 +112,8 @@ impl Plan {
         fs::write(dir.config(), serde_json::to_vec(&self.config).unwrap()).unwrap();
         let (ours, theirs) =
             socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).unwrap();
-        // The shell puts the socket where the daemon would: at descriptor 3, with nothing at 0.
-        let supervisor = Command::new("/bin/sh")
-            .args([
-                "-c",
-                r#"exec 3<&0 </dev/null; exec "$@""#,
-                "sh",
-                env!("CARGO_BIN_EXE_orlop-sandbox"),
-                "--dir",
-            ])
+        let supervisor = Command::new(env!("CARGO_BIN_EXE_orlop-sandbox"))
+            .arg("--dir")
             .arg(&dir.0)
             .args(["--pod", "default/pod"])
             .stdin(Stdio::from(theirs))
