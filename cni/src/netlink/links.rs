@@ -204,14 +204,14 @@ impl Channel {
     ///
     /// # Errors
     /// As the kernel answers.
-    pub fn set_bridge_port(&mut self, index: u32, hairpin: bool, isolated: bool) -> Result<(), NetlinkError> {
+    pub fn set_bridge_port(&mut self, name: &str, hairpin: bool, isolated: bool) -> Result<(), NetlinkError> {
         let data = vec![InfoBridgePort::HairpinMode(hairpin), InfoBridgePort::Isolated(isolated)];
         // Port settings of a link that exists travel in RTM_NEWLINK without NLM_F_CREATE.
-        let message = LinkUnspec::new_with_index(index)
+        let message = LinkUnspec::new_with_name(name)
             .set_port_kind(InfoPortKind::Bridge)
             .set_port_data(InfoPortData::BridgePort(data))
             .build();
-        self.ack(&format!("set bridge port {index}"), RouteNetlinkMessage::NewLink(message), 0)
+        self.ack(&format!("set bridge port {name}"), RouteNetlinkMessage::NewLink(message), 0)
     }
 
     /// Deletes the link called `name` and waits until the kernel has let go of it.
