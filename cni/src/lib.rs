@@ -7,6 +7,7 @@
 //! - [`netlink`]: the kernel's links, addresses, routes and nftables over sockets that block.
 //! - [`netns`]: threads that enter a network namespace and never come back to serve anything else.
 //! - [`exec`]: other plugins as processes, with a deadline.
+//! - [`nodes`]: routes and tunnels to the pods of other nodes.
 //! - [`spec`]: the specification's types and words.
 //!
 //! Architecture invariant: nothing here knows the agent, Kubernetes' API or HTTP; nothing here needs an async
@@ -15,6 +16,7 @@
 pub mod exec;
 pub mod netlink;
 pub mod netns;
+pub mod nodes;
 pub mod plugin;
 pub mod runtime;
 pub mod spec;

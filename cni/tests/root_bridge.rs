@@ -5,10 +5,10 @@ mod world;
 
 use orlop_cni::runtime::Runtime;
 use serde_json::json;
-use world::{
-    NODE_IP, NODE_IP6, Ns, OUTSIDE_IP, OUTSIDE_IP6, World, attachment, our_program, plugin, root, socket,
-};
+use world::{NODE_IP, NODE_IP6, Ns, OUTSIDE_IP, OUTSIDE_IP6, World, attachment, plugin, root, socket};
 
+/// Our plugin as a program.
+const PROGRAM: &str = env!("CARGO_BIN_EXE_orlop-cni");
 const RANGE: &[&str] = &["10.244.1.0/24"];
 
 #[test]
@@ -128,7 +128,7 @@ fn the_program_answers_like_the_call_in_process() {
     let call = |verb: &str, conf: &serde_json::Value| {
         let variables =
             [("CNI_COMMAND", verb), ("CNI_CONTAINERID", "c1"), ("CNI_NETNS", &netns), ("CNI_IFNAME", "eth0")];
-        plugin(&world.node, our_program(), &variables, conf)
+        plugin(&world.node, std::path::Path::new(PROGRAM), &variables, conf)
     };
     let result = call("ADD", &conf).unwrap();
     assert_eq!(
@@ -151,7 +151,7 @@ fn the_program_answers_like_the_call_in_process() {
     assert_eq!(world.node.pod_links(), [""; 0]);
     let gone = plugin(
         &world.node,
-        our_program(),
+        std::path::Path::new(PROGRAM),
         &[
             ("CNI_COMMAND", "ADD"),
             ("CNI_CONTAINERID", "c1"),

@@ -2,13 +2,13 @@
 //!
 //! Owns: the shapes of the RTM_*LINK requests this crate makes.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{
-    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoBridgePort, InfoData, InfoKind, InfoPortData,
-    InfoPortKind, InfoVeth, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage,
+    InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth, InfoVxlan, LinkAttribute,
+    LinkExtentMask, LinkFlags, LinkInfo, LinkMessage,
 };
 use nix::errno::Errno;
 use rtnetlink::{LinkBridge, LinkIfb, LinkMessageBuilder, LinkUnspec, LinkVeth, LinkVxlan};
@@ -65,7 +65,7 @@ pub struct VxlanSpec<'a> {
     /// UDP port.
     pub port: u16,
     /// The address tunnels start from.
-    pub local: Ipv4Addr,
+    pub local: IpAddr,
     /// The interface tunnels leave by.
     pub underlay: u32,
     /// Hardware address of this end.
@@ -154,23 +154,21 @@ impl Channel {
         self.new_link(&format!("create ifb {name}"), LinkIfb::new(name).mtu(mtu).up().build())
     }
 
-    /// Creates a VXLAN device that is up, learns nothing and has no IPv6 link-local address.
+    /// Creates a VXLAN device that learns nothing and is not up yet.
     ///
     /// # Errors
     /// `EEXIST` when the name, or the VNI and port, are taken; else as the kernel answers.
     pub fn create_vxlan(&mut self, spec: &VxlanSpec<'_>) -> Result<(), NetlinkError> {
-        let quiet = LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(
-            In6AddrGenMode::None,
-        )])]);
         let vxlan = LinkVxlan::new(spec.name, spec.vni)
             .dev(spec.underlay)
-            .local(spec.local)
             .port(spec.port)
             .learning(false)
             .address(spec.mac.to_vec())
-            .mtu(spec.mtu)
-            .append_extra_attribute(quiet)
-            .up();
+            .mtu(spec.mtu);
+        let vxlan = match spec.local {
+            IpAddr::V4(local) => vxlan.local(local),
+            IpAddr::V6(local) => vxlan.local6(local),
+        };
         self.new_link(&format!("create vxlan {}", spec.name), vxlan.build())
     }
 
@@ -204,14 +202,14 @@ impl Channel {
     ///
     /// # Errors
     /// As the kernel answers.
-    pub fn set_bridge_port(&mut self, index: u32, hairpin: bool, isolated: bool) -> Result<(), NetlinkError> {
+    pub fn set_bridge_port(&mut self, name: &str, hairpin: bool, isolated: bool) -> Result<(), NetlinkError> {
         let data = vec![InfoBridgePort::HairpinMode(hairpin), InfoBridgePort::Isolated(isolated)];
         // Port settings of a link that exists travel in RTM_NEWLINK without NLM_F_CREATE.
-        let message = LinkUnspec::new_with_index(index)
+        let message = LinkUnspec::new_with_name(name)
             .set_port_kind(InfoPortKind::Bridge)
             .set_port_data(InfoPortData::BridgePort(data))
             .build();
-        self.ack(&format!("set bridge port {index}"), RouteNetlinkMessage::NewLink(message), 0)
+        self.ack(&format!("set bridge port {name}"), RouteNetlinkMessage::NewLink(message), 0)
     }
 
     /// Deletes the link called `name` and waits until the kernel has let go of it.
@@ -239,6 +237,21 @@ impl Channel {
     pub fn delete_group(&mut self, group: u32) -> Result<(), NetlinkError> {
         let message = LinkMessageBuilder::<LinkUnspec>::new().link_group(group).build();
         self.ack(&format!("delete the links of group {group}"), RouteNetlinkMessage::DelLink(message), 0)
+    }
+}
+
+impl VxlanSpec<'_> {
+    /// Whether a link that exists is this device.
+    #[must_use]
+    pub fn describes(&self, link: &Link) -> bool {
+        let Some(InfoData::Vxlan(infos)) = &link.data else { return false };
+        let local = match self.local {
+            IpAddr::V4(ip) => InfoVxlan::Local(ip),
+            IpAddr::V6(ip) => InfoVxlan::Local6(ip),
+        };
+        let parts =
+            [InfoVxlan::Id(self.vni), InfoVxlan::Port(self.port), InfoVxlan::Link(self.underlay), local];
+        link.name == self.name && link.mac == self.mac && parts.iter().all(|part| infos.contains(part))
     }
 }
 

@@ -12,6 +12,7 @@ mod neighbours;
 mod nft;
 mod nft_rule;
 mod routes;
+mod rules;
 mod shaping;
 
 use std::fmt;
@@ -28,7 +29,8 @@ pub use addresses::AddressSpec;
 pub use links::{Link, VethSpec, VxlanSpec, format_mac};
 pub use nft::{Batch, Element, ElementInfo, Family, SetSpec};
 pub use nft_rule::Rule;
-pub use routes::RouteSpec;
+pub use routes::{MAIN_TABLE, RouteSpec};
+pub use rules::RuleSpec;
 pub use shaping::Bucket;
 
 /// A dump's datagrams are at most 32 KiB since Linux 3.15.

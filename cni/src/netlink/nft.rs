@@ -5,6 +5,7 @@
 
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use netlink_packet_core::{DefaultNla, NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NlasIterator};
 use netlink_packet_netfilter::none::ControlMessage;
 use netlink_packet_netfilter::{
@@ -28,6 +29,8 @@ const NEW_ELEMENT: u8 = 12;
 const GET_ELEMENT: u8 = 13;
 const DELETE_ELEMENT: u8 = 14;
 const SET_IS_MAP: u32 = 8;
+const SET_HAS_INTERVALS: u32 = 4;
+const ELEMENT_ENDS_INTERVAL: u32 = 1;
 /// Netfilter's own header in front of the attributes.
 const FAMILY_HEADER_BYTES: usize = 4;
 /// `nft` shows at most this much of a comment.
@@ -78,6 +81,8 @@ impl Family {
 pub enum SetSpec {
     /// Addresses.
     Addresses(Family),
+    /// Ranges of addresses.
+    Networks(Family),
     /// Pairs of addresses.
     Pairs(Family),
     /// From protocol and port.
@@ -90,12 +95,20 @@ const KIND_PROTOCOL: u32 = 12;
 const KIND_PORT: u32 = 13;
 
 impl SetSpec {
+    fn flags(self) -> u32 {
+        match self {
+            Self::Addresses(_) | Self::Pairs(_) => 0,
+            Self::Networks(_) => SET_HAS_INTERVALS,
+            Self::PortMap(_) | Self::AddressPortMap(_) => SET_IS_MAP,
+        }
+    }
+
     /// Types (for people reading `nft list`) and lengths in bytes of key and data.
     fn layout(self) -> ((u32, u32), Option<(u32, u32)>) {
         let concat = |kinds: &[u32]| kinds.iter().fold(0, |all, kind| all << 6 | kind);
         let target = |f: Family| Some((concat(&[f.kind(), KIND_PORT]), (f.words() + 1) * 4));
         match self {
-            Self::Addresses(f) => ((f.kind(), f.words() * 4), None),
+            Self::Addresses(f) | Self::Networks(f) => ((f.kind(), f.words() * 4), None),
             Self::Pairs(f) => ((concat(&[f.kind(), f.kind()]), f.words() * 8), None),
             Self::PortMap(f) => ((concat(&[KIND_PROTOCOL, KIND_PORT]), 8), target(f)),
             Self::AddressPortMap(f) => {
@@ -111,20 +124,32 @@ pub struct Element {
     key: Vec<u8>,
     value: Vec<u8>,
     comment: String,
+    ends_interval: bool,
 }
 
 impl Element {
     /// An address.
     #[must_use]
     pub fn address(address: IpAddr) -> Self {
-        Self { key: address_bytes(address), value: Vec::new(), comment: String::new() }
+        Self { key: address_bytes(address), value: Vec::new(), comment: String::new(), ends_interval: false }
+    }
+
+    /// The bounds of a range of addresses: its first, and the one after its last if there is one.
+    #[must_use]
+    pub fn bounds(net: IpNet) -> Vec<Self> {
+        let after = match net.broadcast() {
+            IpAddr::V4(ip) => u32::from(ip).checked_add(1).map(|n| IpAddr::from(n.to_be_bytes())),
+            IpAddr::V6(ip) => u128::from(ip).checked_add(1).map(|n| IpAddr::from(n.to_be_bytes())),
+        };
+        let end = after.map(|ip| Self { ends_interval: true, ..Self::address(ip) });
+        std::iter::once(Self::address(net.network())).chain(end).collect()
     }
 
     /// A pair of addresses.
     #[must_use]
     pub fn pair(source: IpAddr, destination: IpAddr) -> Self {
         let key = [address_bytes(source), address_bytes(destination)].concat();
-        Self { key, value: Vec::new(), comment: String::new() }
+        Self { key, value: Vec::new(), comment: String::new(), ends_interval: false }
     }
 
     /// `[address,] protocol, port` leading to `target` and its port.
@@ -137,7 +162,7 @@ impl Element {
         let mut value = address_bytes(target.0);
         value.extend(target.1.to_be_bytes());
         value.extend([0, 0]);
-        Self { key, value, comment: String::new() }
+        Self { key, value, comment: String::new(), ends_interval: false }
     }
 
     /// The same with a comment, by which its owner is found again. Only ASCII, at most 127 bytes are kept.
@@ -149,6 +174,9 @@ impl Element {
 
     fn attributes(&self, for_adding: bool) -> DefaultNla {
         let mut parts = vec![data(1, &self.key)];
+        if self.ends_interval {
+            parts.push(number(3, ELEMENT_ENDS_INTERVAL));
+        }
         if for_adding && !self.value.is_empty() {
             parts.push(data(2, &self.value));
         }
@@ -272,7 +300,7 @@ impl Batch {
         self.sets += 1;
         let mut attributes = vec![
             text(2, name),
-            number(3, if value.is_some() { SET_IS_MAP } else { 0 }),
+            number(3, spec.flags()),
             number(4, kind),
             number(5, len),
             number(10, self.sets),
@@ -296,6 +324,11 @@ impl Batch {
     /// Deletes an element. It must exist.
     pub fn remove(&mut self, set: &str, element: &Element) {
         self.push(DELETE_ELEMENT, 0, vec![text(2, set), nested(3, &[element.attributes(false)])]);
+    }
+
+    /// Deletes every element of a set, which must exist.
+    pub fn clear(&mut self, set: &str) {
+        self.push(DELETE_ELEMENT, 0, vec![text(2, set)]);
     }
 
     /// Whether there is nothing to do.
@@ -393,7 +426,8 @@ impl Channel {
 
 fn read_element(bytes: &[u8]) -> Option<ElementInfo> {
     let value_of = |wrapped: &[u8]| split(wrapped).find(|(kind, _)| *kind == 1).map(|(_, v)| v);
-    let mut element = Element { key: Vec::new(), value: Vec::new(), comment: String::new() };
+    let mut element =
+        Element { key: Vec::new(), value: Vec::new(), comment: String::new(), ends_interval: false };
     let mut comment = String::new();
     for (kind, value) in split(bytes) {
         match kind {

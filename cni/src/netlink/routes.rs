@@ -13,7 +13,7 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use super::{Channel, NEW, NetlinkError, PUT};
 
 /// `RT_TABLE_MAIN`.
-const MAIN_TABLE: u32 = 254;
+pub const MAIN_TABLE: u32 = 254;
 
 /// A unicast route.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -131,6 +131,19 @@ impl Channel {
     /// # Errors
     /// As the kernel answers.
     pub fn routes(&mut self) -> Result<Vec<RouteSpec>, NetlinkError> {
+        let found = self.all_routes()?;
+        Ok(found.into_iter().filter(|r| r.table.unwrap_or(MAIN_TABLE) == MAIN_TABLE).collect())
+    }
+
+    /// Every unicast route made by `protocol`, in any table.
+    ///
+    /// # Errors
+    /// As the kernel answers.
+    pub fn routes_by(&mut self, protocol: RouteProtocol) -> Result<Vec<RouteSpec>, NetlinkError> {
+        Ok(self.all_routes()?.into_iter().filter(|r| r.protocol == protocol).collect())
+    }
+
+    fn all_routes(&mut self) -> Result<Vec<RouteSpec>, NetlinkError> {
         let mut found = Vec::new();
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
             let mut message = RouteMessage::default();
@@ -138,7 +151,7 @@ impl Channel {
             let routes = self.dump("list routes", RouteNetlinkMessage::GetRoute(message))?;
             found.extend(routes.into_iter().filter_map(describe));
         }
-        Ok(found.into_iter().filter(|r| r.table.unwrap_or(MAIN_TABLE) == MAIN_TABLE).collect())
+        Ok(found)
     }
 }
 

@@ -28,6 +28,14 @@ struct Attachment<'a> {
     owner: &'a Owner,
     netns: &'a Netns,
     host: String,
+    /// A runtime that calls in process leaves the loopback interface to us, and saves entering the namespace twice.
+    loopback: bool,
+}
+
+impl Attachment<'_> {
+    fn inside<'a>(&'a self, ips: &'a [IpConfig], routes: &'a [crate::spec::Route]) -> Inside<'a> {
+        Inside { ifname: &self.owner.ifname, ips, routes, loopback: self.loopback }
+    }
 }
 
 impl Plugin {
@@ -43,7 +51,8 @@ impl Plugin {
             reaper.wait_for(&host);
         }
         let addresses = self.lease(request, conf, &owner)?;
-        let attachment = Attachment { conf, owner: &owner, netns: &netns, host };
+        let loopback = self.reaper.is_some();
+        let attachment = Attachment { conf, owner: &owner, netns: &netns, host, loopback };
         let result = self.connect(&attachment, addresses);
         if result.is_err() {
             self.undo(request, conf, &owner);
@@ -129,10 +138,9 @@ fn join_bridge(
     let mtu = conf.mtu.unwrap_or(bridge.mtu);
     create_pair(channel, attachment, Some(bridge.index), mtu, &addresses.ips)?;
     if conf.hairpin || conf.isolated {
-        let port = require(channel, &attachment.host)?;
-        channel.set_bridge_port(port.index, conf.hairpin, conf.isolated)?;
+        channel.set_bridge_port(&attachment.host, conf.hairpin, conf.isolated)?;
     }
-    let wanted = Inside { ifname: &attachment.owner.ifname, ips: &addresses.ips, routes };
+    let wanted = attachment.inside(&addresses.ips, routes);
     let container = inside::configure(attachment.netns, conf, &wanted)?;
     let bridge_interface = Interface {
         name: bridge.name,
@@ -157,7 +165,7 @@ fn point_to_point(
         None => detect_mtu(channel)?,
     };
     create_pair(channel, attachment, None, mtu, &addresses.ips)?;
-    let wanted = Inside { ifname: &attachment.owner.ifname, ips: &addresses.ips, routes };
+    let wanted = attachment.inside(&addresses.ips, routes);
     let container = inside::configure(attachment.netns, conf, &wanted)?;
     let host = require(channel, &attachment.host)?;
     for ip in &addresses.ips {
@@ -179,7 +187,7 @@ fn create_pair(
     mtu: u32,
     ips: &[IpConfig],
 ) -> Result<(), CniError> {
-    let Attachment { conf, owner, netns, host } = attachment;
+    let Attachment { conf, owner, netns, host, .. } = attachment;
     let by_address = ips.first().map(|ip| names::mac_of(ip.address.addr()));
     let inside_mac = conf.mac.or(by_address).unwrap_or_else(|| names::container_mac(&conf.network, owner));
     let spec = VethSpec {

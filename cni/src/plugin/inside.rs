@@ -4,15 +4,15 @@
 
 use std::net::IpAddr;
 
-use ipnet::IpNet;
-use nix::errno::Errno;
-
-use crate::netlink::{AddressSpec, Channel, Link, RouteSpec, unless};
+use crate::netlink::{AddressSpec, Channel, Link, RouteSpec};
 use crate::netns::{Netns, set_sysctl};
 use crate::spec::{CniError, IpConfig, Route, code};
+use ipnet::IpNet;
 
 use super::conf::{Conf, Mode};
 
+/// The loopback interface is the first of every namespace.
+const LOOPBACK: u32 = 1;
 /// `RT_SCOPE_LINK`.
 const SCOPE_LINK: u8 = 253;
 
@@ -21,12 +21,17 @@ pub(super) struct Inside<'a> {
     pub(super) ifname: &'a str,
     pub(super) ips: &'a [IpConfig],
     pub(super) routes: &'a [Route],
+    /// Bring the loopback interface up as well.
+    pub(super) loopback: bool,
 }
 
 /// Configures the container's end and brings it up.
 pub(super) fn configure(netns: &Netns, conf: &Conf, wanted: &Inside<'_>) -> Result<Link, CniError> {
     netns.run(|| {
         let mut channel = Channel::route()?;
+        if wanted.loopback {
+            channel.set_up(LOOPBACK)?;
+        }
         let link = find(&mut channel, wanted.ifname)?;
         if wanted.ips.iter().any(|ip| ip.address.addr().is_ipv6()) {
             let key = format!("net/ipv6/conf/{}/disable_ipv6", wanted.ifname);
@@ -112,8 +117,7 @@ pub(super) fn look(netns: &Netns, ifname: &str) -> Result<Found, CniError> {
 pub(crate) fn loopback_up(netns: &Netns) -> Result<(), CniError> {
     netns.run(|| {
         let mut channel = Channel::route()?;
-        // The loopback interface is the first of every namespace.
-        unless(channel.set_up(1), &[Errno::EEXIST]).map_err(CniError::from)
+        channel.set_up(LOOPBACK).map_err(CniError::from)
     })?
 }
 

@@ -1,14 +1,15 @@
 //! Masquerade: what containers send to the outside leaves with the node's address.
 //!
 //! Owns: a chain for each subnet, `masquerade-<network>-<subnet>`, made once and never changed by a container coming or
-//! going; and the sets `nodes4` and `nodes6` of addresses that see containers by their own addresses.
+//! going; none of it changes when nodes come and go: those are in sets of [`crate::nodes`].
 //! A chain carries a digest of its rules as its comment, so finding it in place costs one small request.
 
 use std::collections::BTreeSet;
 
 use ipnet::IpNet;
 
-use crate::netlink::{Batch, Family, Rule, SetSpec};
+use crate::netlink::{Batch, Family, Rule};
+use crate::nodes::{declare_sets, nodes_set, pods_set};
 use crate::spec::{CniError, IpConfig};
 
 use super::conf::{Conf, Ipam};
@@ -62,7 +63,7 @@ fn chain_name(network: &str, subnet: IpNet) -> String {
 
 fn comment(conf: &Conf, subnet: IpNet) -> String {
     let inside: Vec<_> = inside(conf, subnet).iter().map(ToString::to_string).collect();
-    names::digest(&format!("1 {subnet} {}", inside.join(" ")))
+    names::digest(&format!("2 {subnet} {}", inside.join(" ")))
 }
 
 /// Destinations that are not outside.
@@ -73,18 +74,11 @@ fn inside(conf: &Conf, subnet: IpNet) -> BTreeSet<IpNet> {
     configured.chain([subnet, multicast]).collect()
 }
 
-fn nodes(family: Family) -> &'static str {
-    match family {
-        Family::V4 => "nodes4",
-        Family::V6 => "nodes6",
-    }
-}
-
 fn replace_chain(conf: &Conf, subnet: IpNet, name: &str, comment: &str) -> Batch {
     let family = Family::of(subnet.addr());
     let mut batch = Batch::new(&conf.table);
     batch.table();
-    batch.set(nodes(family), SetSpec::Addresses(family));
+    declare_sets(&mut batch);
     // A chain's comment is given when it is made, so one with other rules is made anew.
     batch.base_chain(name, "nat", HOOK_POSTROUTING, PRIORITY_SOURCE_NAT, comment);
     batch.delete_chain(name);
@@ -92,7 +86,8 @@ fn replace_chain(conf: &Conf, subnet: IpNet, name: &str, comment: &str) -> Batch
     for net in inside(conf, subnet) {
         batch.rule(name, &Rule::new().destination(net).ret());
     }
-    batch.rule(name, &Rule::new().destination_in(family, nodes(family)).ret());
+    batch.rule(name, &Rule::new().destination_in(family, nodes_set(family)).ret());
+    batch.rule(name, &Rule::new().destination_in(family, pods_set(family)).ret());
     batch.rule(name, &Rule::new().source(subnet).masquerade());
     batch
 }

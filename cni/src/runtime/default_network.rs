@@ -61,6 +61,9 @@ impl DefaultNetwork {
             "bridge": self.bridge,
             "isDefaultGateway": true,
             "forceAddress": true,
+            // Where bridged packets pass the IP hooks (bridge-nf-call-iptables), a pod that reaches itself through a
+            // service or host port is sent back by the port it came from.
+            "hairpinMode": true,
             "ipMasq": self.masquerade,
             "nftTable": self.table,
             "clusterCIDRs": self.cluster_cidrs,

@@ -189,7 +189,9 @@ impl Runtime {
         let network = self.network()?;
         let mut record = Record::begin(&network, attachment, inode);
         self.cache.write(&owner, &record)?;
-        crate::plugin::loopback_up(&netns).map_err(RuntimeError::Attachment)?;
+        if network.plugins.iter().all(|p| p.kind != KIND) {
+            crate::plugin::loopback_up(&netns).map_err(RuntimeError::Attachment)?;
+        }
         match self.add_chain(&network, attachment) {
             Ok(result) => {
                 record.result = Some(result.to_json(network.version));

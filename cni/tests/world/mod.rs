@@ -242,11 +242,6 @@ pub fn plugin(node: &Ns, program: &Path, variables: &[(&str, &str)], conf: &Valu
     if output.status.success() { Ok(value) } else { Err(value) }
 }
 
-/// Our plugin's program.
-pub fn our_program() -> &'static Path {
-    Path::new(env!("CARGO_BIN_EXE_orlop-cni"))
-}
-
 pub fn socket(ip: impl std::fmt::Display, port: u16) -> SocketAddr {
     SocketAddr::new(format!("{ip}").parse::<IpAddr>().unwrap(), port)
 }
