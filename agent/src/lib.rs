@@ -4,9 +4,14 @@
 //! async); `host` carries actions out and decides nothing.
 
 pub mod api;
+pub mod cli;
 pub mod config;
+pub mod daemon;
 pub mod host;
 pub mod image;
+pub mod logging;
 pub mod network;
+pub mod node;
 pub mod pod;
+pub mod shutdown;
 pub mod volume;
