@@ -20,9 +20,9 @@ pub fn start(verbosity: u8) {
         7.. => LevelFilter::TRACE,
     };
     // The libraries' own chatter is not the node's log.
-    let filter = Targets::new()
-        .with_default(LevelFilter::WARN)
-        .with_targets(["orlop", "orlop_cni", "orlop_netproxy", "orlop_standalone"].map(|target| (target, level)));
+    let filter = Targets::new().with_default(LevelFilter::WARN).with_targets(
+        ["orlop", "orlop_cni", "orlop_netproxy", "orlop_standalone"].map(|target| (target, level)),
+    );
     if stderr_is_the_journal()
         && let Ok(journal) = tracing_journald::layer()
     {

@@ -64,7 +64,11 @@ pub fn main(args: &CheckArgs) -> ExitCode {
     } else {
         print(&findings);
     }
-    if findings.iter().any(|finding| finding.level == Level::Fail) { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+    if findings.iter().any(|finding| finding.level == Level::Fail) {
+        ExitCode::FAILURE
+    } else {
+        ExitCode::SUCCESS
+    }
 }
 
 fn print(findings: &[Finding]) {
@@ -139,7 +143,9 @@ fn namespaces() -> Finding {
 fn cgroups() -> Finding {
     let cgroups = match Cgroups::detect("/") {
         Ok(cgroups) => cgroups,
-        Err(error) => return Finding::fail("cgroups", error.to_string(), "mount -t cgroup2 none /sys/fs/cgroup"),
+        Err(error) => {
+            return Finding::fail("cgroups", error.to_string(), "mount -t cgroup2 none /sys/fs/cgroup");
+        }
     };
     let have = cgroups.controllers();
     let lacking: Vec<&str> =
@@ -156,7 +162,11 @@ fn cgroups() -> Finding {
     if cgroups.is_v2() {
         Finding::ok("cgroups", detail)
     } else {
-        Finding::warn("cgroups", detail, "version 1 is deprecated: boot with systemd.unified_cgroup_hierarchy=1")
+        Finding::warn(
+            "cgroups",
+            detail,
+            "version 1 is deprecated: boot with systemd.unified_cgroup_hierarchy=1",
+        )
     }
 }
 
@@ -182,7 +192,9 @@ fn nftables() -> Finding {
     .join();
     match tried {
         Ok(Ok(())) => Finding::ok("nftables", "the service rules can be made"),
-        Ok(Err(error)) => Finding::fail("nftables", error, "modprobe nf_tables nft_nat nft_masq nf_conntrack"),
+        Ok(Err(error)) => {
+            Finding::fail("nftables", error, "modprobe nf_tables nft_nat nft_masq nf_conntrack")
+        }
         Err(_) => Finding::fail("nftables", "could not be tried", "modprobe nf_tables"),
     }
 }
@@ -199,7 +211,9 @@ fn seccomp() -> Finding {
 fn forwarding() -> Finding {
     match std::fs::read_to_string("/proc/sys/net/ipv4/ip_forward").as_deref().map(str::trim) {
         Ok("1") => Finding::ok("ip_forward", "on"),
-        Ok(_) => Finding::ok("ip_forward", "off now; the node turns it on when the first pod gets its network"),
+        Ok(_) => {
+            Finding::ok("ip_forward", "off now; the node turns it on when the first pod gets its network")
+        }
         Err(_) => Finding::fail("ip_forward", "no /proc/sys/net/ipv4", "mount /proc"),
     }
 }
@@ -209,7 +223,9 @@ fn bridge_filter() -> Finding {
     let path = Path::new("/proc/sys/net/bridge/bridge-nf-call-iptables");
     match std::fs::read_to_string(path).as_deref().map(str::trim) {
         Ok("1") => Finding::ok("br_netfilter", "on"),
-        Ok(_) | Err(_) => Finding::ok("br_netfilter", "off; not needed, pods reach services by hairpin routing"),
+        Ok(_) | Err(_) => {
+            Finding::ok("br_netfilter", "off; not needed, pods reach services by hairpin routing")
+        }
     }
 }
 
@@ -223,7 +239,8 @@ fn swap() -> Finding {
 }
 
 fn resource_capability() -> Finding {
-    let has = caps::has_cap(None, caps::CapSet::Effective, caps::Capability::CAP_SYS_RESOURCE).unwrap_or(false);
+    let has =
+        caps::has_cap(None, caps::CapSet::Effective, caps::Capability::CAP_SYS_RESOURCE).unwrap_or(false);
     if has {
         Finding::ok("SYS_RESOURCE", "held")
     } else {

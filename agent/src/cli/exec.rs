@@ -14,8 +14,8 @@ use nix::sys::socket::{
     AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, connect, recv, sendmsg, socket,
 };
 use orlop_sandbox::protocol::{
-    Answer, Call, ContainerId, ContainerRecord, Event, ExecProcess, FromSupervisor, MAX_PACKET, RecordState, Request,
-    SandboxConfig, SandboxDir, VERSION,
+    Answer, Call, ContainerId, ContainerRecord, Event, ExecProcess, FromSupervisor, MAX_PACKET, RecordState,
+    Request, SandboxConfig, SandboxDir, VERSION,
 };
 
 use super::Dirs;
@@ -54,7 +54,9 @@ fn exec(args: &ExecArgs) -> anyhow::Result<i32> {
     let dir = find_pod(&args.dirs.run_dir.join("pods"), &args.namespace, &args.pod)?;
     let mut session = Session::open(&dir)?;
     session.call(Call::Hello { version: VERSION }, &[])?;
-    let Answer::State { containers } = session.call(Call::State, &[])? else { bail!("unexpected answer") };
+    let Answer::State { containers, .. } = session.call(Call::State, &[])? else {
+        bail!("unexpected answer")
+    };
     let id = pick(&containers, args.container.as_deref(), &args.pod)?;
     let exec_id = u64::from(std::process::id()) << 32 | 1;
     let process = ExecProcess { exec_id, id, args: args.command.clone(), env: vec![], cwd: None, tty: false };
@@ -76,8 +78,10 @@ fn find_pod(pods: &Path, namespace: &str, pod: &str) -> anyhow::Result<SandboxDi
 }
 
 fn pick(records: &[ContainerRecord], wanted: Option<&str>, pod: &str) -> anyhow::Result<ContainerId> {
-    let mut running =
-        records.iter().filter(|record| matches!(record.state, RecordState::Running { .. })).map(|record| &record.id);
+    let mut running = records
+        .iter()
+        .filter(|record| matches!(record.state, RecordState::Running { .. }))
+        .map(|record| &record.id);
     let found = match wanted {
         Some(name) => running.find(|id| id.name == name),
         None => running.next(),
@@ -111,7 +115,13 @@ impl Session {
         let packet = serde_json::to_vec(&Request { id: self.next_id, call })?;
         let rights = [ControlMessage::ScmRights(fds)];
         let control = if fds.is_empty() { &[][..] } else { &rights[..] };
-        sendmsg::<()>(self.socket.as_raw_fd(), &[IoSlice::new(&packet)], control, MsgFlags::MSG_NOSIGNAL, None)?;
+        sendmsg::<()>(
+            self.socket.as_raw_fd(),
+            &[IoSlice::new(&packet)],
+            control,
+            MsgFlags::MSG_NOSIGNAL,
+            None,
+        )?;
         loop {
             match self.receive()? {
                 FromSupervisor::Reply(reply) if reply.id == self.next_id => return Ok(reply.result?),

@@ -97,11 +97,15 @@ fn short_age(seconds: i64) -> String {
 /// Columns three blanks apart, as kubectl sets them.
 fn align(table: &[Vec<String>]) -> String {
     let columns = table.iter().map(Vec::len).max().unwrap_or(0);
-    let widths: Vec<usize> =
-        (0..columns).map(|c| table.iter().filter_map(|row| row.get(c)).map(|cell| cell.chars().count()).max().unwrap_or(0)).collect();
+    let widths: Vec<usize> = (0..columns)
+        .map(|c| {
+            table.iter().filter_map(|row| row.get(c)).map(|cell| cell.chars().count()).max().unwrap_or(0)
+        })
+        .collect();
     let mut text = String::new();
     for row in table {
-        let line: String = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}   ")).collect();
+        let line: String =
+            row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}   ")).collect();
         text.push_str(line.trim_end());
         text.push('\n');
     }
@@ -135,7 +139,9 @@ fn pod_rows(dir: &SandboxDir, config: &SandboxConfig, all: bool) -> Vec<Row> {
     for name in sub_dirs(&dir.containers()) {
         let mut records: Vec<ContainerRecord> = sub_dirs(&dir.containers().join(&name))
             .iter()
-            .filter_map(|attempt| read_json(&dir.containers().join(&name).join(attempt).join("record.json")).ok())
+            .filter_map(|attempt| {
+                read_json(&dir.containers().join(&name).join(attempt).join("record.json")).ok()
+            })
             .collect();
         records.sort_by_key(|record| record.id.attempt);
         let newest = records.len().saturating_sub(1);
@@ -147,9 +153,13 @@ fn pod_rows(dir: &SandboxDir, config: &SandboxConfig, all: bool) -> Vec<Row> {
 
 fn row(config: &SandboxConfig, record: ContainerRecord, alive: bool, addresses: &[IpAddr]) -> Row {
     let (state, started, pid) = match &record.state {
-        RecordState::Starting { .. } | RecordState::Running { .. } if !alive => ("Lost".to_owned(), None, None),
+        RecordState::Starting { .. } | RecordState::Running { .. } if !alive => {
+            ("Lost".to_owned(), None, None)
+        }
         RecordState::Starting { .. } => ("Starting".to_owned(), None, None),
-        RecordState::Running { pid, started_at_ms } => ("Running".to_owned(), Some(*started_at_ms), Some(*pid)),
+        RecordState::Running { pid, started_at_ms } => {
+            ("Running".to_owned(), Some(*started_at_ms), Some(*pid))
+        }
         RecordState::StartFailed { .. } => ("StartFailed".to_owned(), None, None),
         RecordState::Exited { exit_code, started_at_ms, .. } => {
             (format!("Exited({exit_code})"), Some(*started_at_ms), None)

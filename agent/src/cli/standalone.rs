@@ -12,7 +12,9 @@ use serde_json::Value;
 use crate::api::client::{Client, DeleteOptions};
 use crate::api::error::ApiError;
 use crate::api::kubeconfig;
-use crate::api::path::{CONFIG_MAPS, ENDPOINT_SLICES, NODES, PODS, Resource, SECRETS, SERVICE_ACCOUNTS, SERVICES};
+use crate::api::path::{
+    CONFIG_MAPS, ENDPOINT_SLICES, NODES, PODS, Resource, SECRETS, SERVICE_ACCOUNTS, SERVICES,
+};
 
 /// Arguments of `orlop standalone`.
 #[derive(Debug, Args)]
@@ -87,7 +89,10 @@ pub fn run(args: StandaloneArgs) -> anyhow::Result<()> {
     }
 }
 
-fn with_client(admin: &std::path::Path, work: impl AsyncFnOnce(&Client) -> anyhow::Result<()>) -> anyhow::Result<()> {
+fn with_client(
+    admin: &std::path::Path,
+    work: impl AsyncFnOnce(&Client) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
     let access = kubeconfig::load(admin)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async { work(&Client::new(&access)?).await })
@@ -106,8 +111,8 @@ fn with_server(text: &str, server: Option<&str>) -> String {
 /// The objects of a file, in order.
 fn objects(file: &PathBuf) -> anyhow::Result<Vec<Value>> {
     let text = fs::read_to_string(file).with_context(|| format!("read {}", file.display()))?;
-    let all: Vec<Value> =
-        serde_saphyr::from_multiple(&text).with_context(|| format!("{} is not a manifest", file.display()))?;
+    let all: Vec<Value> = serde_saphyr::from_multiple(&text)
+        .with_context(|| format!("{} is not a manifest", file.display()))?;
     Ok(all.into_iter().filter(|object| !object.is_null()).collect())
 }
 
@@ -129,7 +134,8 @@ fn resource(kind: &str) -> anyhow::Result<(Resource, bool)> {
 fn place(object: &Value) -> anyhow::Result<(Resource, Option<String>, String)> {
     let kind = object["kind"].as_str().context("an object without kind")?;
     let (resource, namespaced) = resource(kind)?;
-    let name = object["metadata"]["name"].as_str().with_context(|| format!("a {kind} without metadata.name"))?;
+    let name =
+        object["metadata"]["name"].as_str().with_context(|| format!("a {kind} without metadata.name"))?;
     let namespace = object["metadata"]["namespace"].as_str().unwrap_or("default").to_owned();
     Ok((resource, namespaced.then_some(namespace), name.to_owned()))
 }
@@ -147,7 +153,7 @@ async fn apply(client: &Client, files: &[PathBuf]) -> anyhow::Result<()> {
                     let there: Value = client.get(&path).await?;
                     let mut object = object;
                     object["metadata"]["resourceVersion"] = there["metadata"]["resourceVersion"].clone();
-                    client.replace::<_, Value>(&path, &object).await?;
+                    client.replace::<_, Value>(&path, &object, crate::api::client::CALL_TIMEOUT).await?;
                     println!("{what} configured");
                 }
                 Err(error) => return Err(error).context(what),
@@ -173,7 +179,12 @@ async fn delete(client: &Client, files: &[PathBuf]) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn get(client: &Client, kind: &str, (namespace, name): (&str, &str), output: &str) -> anyhow::Result<()> {
+async fn get(
+    client: &Client,
+    kind: &str,
+    (namespace, name): (&str, &str),
+    output: &str,
+) -> anyhow::Result<()> {
     let (resource, namespaced) = resource(kind)?;
     let object: Value = client.get(&resource.object(namespaced.then_some(namespace), name)).await?;
     if output == "clusterip" {
@@ -194,7 +205,8 @@ mod tests {
         let object = serde_json::json!({"kind": "Pod", "metadata": {"name": "p", "namespace": "n"}});
         let (resource, namespace, name) = place(&object).expect("placed");
         assert_eq!(resource.object(namespace.as_deref(), &name), "/api/v1/namespaces/n/pods/p");
-        let error = place(&serde_json::json!({"kind": "Deployment", "metadata": {"name": "d"}})).expect_err("unknown");
+        let error = place(&serde_json::json!({"kind": "Deployment", "metadata": {"name": "d"}}))
+            .expect_err("unknown");
         assert!(error.to_string().contains("\"Deployment\""));
     }
 

@@ -18,7 +18,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use ipnet::IpNet;
 use orlop_standalone::Server;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -33,7 +32,7 @@ use crate::api::reporter::ApiReporter;
 use crate::api::watch::{Change, watch as watch_objects};
 use crate::config::{Config, RunArgs};
 use crate::node::{LeaseTask, NodeConditions, NodeTask, Registered};
-use crate::pod::manager::{Manager, NodeWatch, Pods, Source, SourceEvent, SourceUpdate};
+use crate::pod::manager::{Manager, NodeWatch, Source, SourceEvent, SourceUpdate};
 use crate::pod::spec::Pod;
 use crate::pod::worker;
 use crate::{logging, shutdown};
@@ -49,12 +48,12 @@ const DRAIN: Duration = Duration::from_secs(5);
 ///
 /// # Errors
 /// Whatever keeps the node from starting, by name. Once it runs it does not give up.
-pub fn main(args: RunArgs) -> anyhow::Result<()> {
+pub fn main(args: &RunArgs) -> anyhow::Result<()> {
     if !nix::unistd::geteuid().is_root() {
         bail!("the node must run as root: sudo orlop run ... (`orlop check` says what else it needs)");
     }
     logging::start(args.verbosity);
-    let (config, unsupported) = Config::load(&args)?;
+    let (config, unsupported) = Config::load(args)?;
     for field in unsupported {
         tracing::warn!(%field, "this field of the configuration is not supported yet and has no effect");
     }
@@ -67,7 +66,7 @@ pub fn main(args: RunArgs) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("start the runtime")?;
-    let result = runtime.block_on(run(&args, config, access));
+    let result = runtime.block_on(run(args, config, access));
     runtime.shutdown_timeout(DRAIN);
     result
 }
@@ -75,7 +74,7 @@ pub fn main(args: RunArgs) -> anyhow::Result<()> {
 async fn run(args: &RunArgs, config: Config, access: Option<Access>) -> anyhow::Result<()> {
     let stop = shutdown::on_signals()?;
     let config = Arc::new(config);
-    let addresses = crate::node::addresses(&config.node_ips);
+    let addresses = crate::node::facts::addresses(&config.node_ips);
     let server = match args.standalone {
         true => Some(start_server(&config, &addresses).await?),
         false => None,
@@ -146,7 +145,12 @@ async fn start_node(
     let (conditions, inputs) = watch::channel(NodeConditions::default());
     let (node_task, registered) = NodeTask::new(client.clone(), Arc::clone(config), inputs, events);
     tasks.spawn("node", node_task.run());
-    let lease = LeaseTask::new(client.clone(), config.node_name.clone(), config.node.lease_duration, registered.clone());
+    let lease = LeaseTask::new(
+        client.clone(),
+        config.node_name.clone(),
+        config.node.lease_duration,
+        registered.clone(),
+    );
     tasks.spawn("lease", lease.run());
     let (allocatable, allocatable_seen) = watch::channel(build::allocatable(config));
     let follow = node::Follow {
@@ -163,12 +167,18 @@ async fn start_node(
     let (facts, facts_seen) = watch::channel(build::node_facts(config, addresses));
     tasks.keep(facts);
     let watching = NodeWatch { facts: facts_seen, allocatable: allocatable_seen };
-    let context = worker::Context { host: Arc::clone(&host), reporter: Arc::new(reporter) };
+    let context = worker::Context {
+        host: Arc::clone(&host),
+        reporter: Arc::new(reporter),
+        clock: Arc::new(jiff::Timestamp::now),
+    };
     let (manager, pods) = Manager::new(context, watching, [Source::Api], stop.clone());
     let (updates, source) = mpsc::channel(64);
     tasks.spawn("pods", manager.run(source));
-    tasks.spawn("pod source", pod_source(client.clone(), config.node_name.clone(), registered.clone(), services_listed, updates));
-    crate::server::start(config, addresses, &client, &pods, &host, tasks)?;
+    tasks.spawn(
+        "pod source",
+        pod_source(client.clone(), config.node_name.clone(), registered.clone(), services_listed, updates),
+    );
     tasks.spawn("garbage", node::collect_garbage(host, pods));
     Ok(Running { registered })
 }
@@ -182,13 +192,15 @@ async fn pod_source(
     updates: mpsc::Sender<SourceUpdate>,
 ) {
     // Both are watch channels: a value that is there is not lost when the other is waited for.
-    let ready = registered.wait_for(Option::is_some).await.is_ok() && services.wait_for(|seen| *seen).await.is_ok();
+    let ready =
+        registered.wait_for(Option::is_some).await.is_ok() && services.wait_for(|seen| *seen).await.is_ok();
     if !ready {
         return;
     }
     let (sender, mut changes) = mpsc::channel(16);
     let selection = Selection::all(PODS).fields(format!("spec.nodeName={node}"));
-    let decode = |json: &str| Pod::from_json(json.as_bytes()).map(Arc::new).map_err(|error| error.to_string());
+    let decode =
+        |json: &str| Pod::from_json(json.as_bytes()).map(Arc::new).map_err(|error| error.to_string());
     let source = watch_objects(client, selection, decode, sender);
     let sink = async {
         while let Some(change) = changes.recv().await {
@@ -234,9 +246,4 @@ impl Tasks {
             tracing::warn!("some tasks did not end in time");
         }
     }
-}
-
-/// Ranges of the whole cluster that pods' packets keep their source address towards.
-fn cluster_cidrs(config: &Config) -> Vec<IpNet> {
-    config.pod_cidrs.clone()
 }

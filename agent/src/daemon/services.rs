@@ -50,7 +50,8 @@ fn run(mut proxy: Proxy<Netlink>, events: &Receiver<Event>, synced: &watch::Send
     let mut complained = false;
     let mut retry = false;
     loop {
-        let next = if retry { events.recv_timeout(RETRY) } else { events.recv().map_err(RecvTimeoutError::from) };
+        let next =
+            if retry { events.recv_timeout(RETRY) } else { events.recv().map_err(RecvTimeoutError::from) };
         match next {
             Ok(event) => proxy.apply(event),
             Err(RecvTimeoutError::Timeout) => {}
@@ -85,7 +86,12 @@ fn run(mut proxy: Proxy<Netlink>, events: &Receiver<Event>, synced: &watch::Send
 }
 
 /// Watches services: into the proxy, and into the variables that containers get.
-pub async fn watch_services(client: Client, events: Sender<Event>, variables: Arc<ServiceVariables>, seen: watch::Sender<bool>) {
+pub async fn watch_services(
+    client: Client,
+    events: Sender<Event>,
+    variables: Arc<ServiceVariables>,
+    seen: watch::Sender<bool>,
+) {
     let (sender, mut changes) = mpsc::channel(64);
     let selection = Selection::all(SERVICES);
     let source = watch_objects(client, selection, decode::<Service>, sender);
@@ -136,7 +142,8 @@ fn decode<T: serde::de::DeserializeOwned>(json: &str) -> Result<T, String> {
 fn remember(variables: &ServiceVariables, change: &Change<Service>) {
     match change {
         Change::Synced(all) => {
-            let entries: BTreeMap<_, _> = all.iter().filter_map(|service| Some((names(&service.name)?, entry(service)?))).collect();
+            let entries: BTreeMap<_, _> =
+                all.iter().filter_map(|service| Some((names(&service.name)?, entry(service)?))).collect();
             variables.reset(entries);
         }
         Change::Applied(service) => {

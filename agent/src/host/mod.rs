@@ -41,7 +41,7 @@ pub struct NodeHost {
     cgroups: Cgroups,
     supervisors: Arc<Supervisors>,
     volumes: Volumes,
-    network: Network,
+    network: Arc<Network>,
     images: Arc<Store>,
     puller: Arc<Puller>,
     objects: Arc<dyn Objects>,
@@ -55,7 +55,7 @@ pub struct Parts {
     /// The machine's cgroups.
     pub cgroups: Cgroups,
     /// The pods' network.
-    pub network: Network,
+    pub network: Arc<Network>,
     /// The image store.
     pub images: Arc<Store>,
     /// Pulls into it.
@@ -92,6 +92,13 @@ impl NodeHost {
             objects: parts.objects,
             services: parts.services,
         })
+    }
+
+    /// Frees leases and links of pods that are not among the living.
+    pub async fn collect_garbage(&self, living: &[PodUid]) {
+        if let Err(error) = self.network.collect_garbage(living).await {
+            tracing::warn!(%error, "cannot free what vanished pods held of the network");
+        }
     }
 
     async fn attach_network(&self, pod: &Pod) -> Result<(), ActionError> {

@@ -13,7 +13,7 @@ use orlop_sandbox::protocol::{ContainerRecord, FailureKind, RecordState, Sandbox
 use super::NodeHost;
 use super::files::read_json;
 use crate::pod::names::AttemptId;
-use crate::pod::observed::{Attempt, AttemptState, Image, Observed, Sandbox};
+use crate::pod::observed::{Attempt, AttemptState, Image, Observed, Sandbox, Vitals};
 use crate::pod::spec::{Pod, TerminationMessagePolicy};
 
 /// The longest termination message, in bytes.
@@ -114,6 +114,8 @@ fn attempt(pod: &Pod, dir: &SandboxDir, record: ContainerRecord, alive: bool) ->
     };
     Attempt {
         id: AttemptId { name: record.id.name.clone().into(), attempt: record.id.attempt },
+        sandbox: record.sandbox,
+        vitals: Vitals::default(),
         container_id: format!("orlop://{}", record.container_id),
         image: record.image,
         image_id: record.image_id,

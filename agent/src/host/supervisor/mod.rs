@@ -161,10 +161,17 @@ impl Supervisors {
         let reader = tokio::spawn(Arc::clone(self).read(uid.clone(), connection.clone()));
         let hello = connection.call(Call::Hello { version: VERSION }).await?;
         let state = connection.call(Call::State).await?;
-        let (Answer::Hello { supervisor, .. }, Answer::State { containers }) = (hello, state) else {
+        let (Answer::Hello { supervisor, .. }, Answer::State { mut containers, truncated }) = (hello, state)
+        else {
             reader.abort();
             return Err(io::Error::other("the supervisor answers another question").into());
         };
+        if truncated {
+            // What the packet had no room for are ended attempts; their records on disk are final.
+            let known: Vec<ContainerId> = containers.iter().map(|record| record.id.clone()).collect();
+            let rest = crate::host::records_on_disk(&self.dir(uid)).into_iter();
+            containers.extend(rest.filter(|record| !known.contains(&record.id)));
+        }
         let sandbox = LiveSandbox { connection, supervisor, attempt, addresses: None };
         let mut sandboxes = self.lock();
         let entry = sandboxes

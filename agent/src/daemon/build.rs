@@ -1,0 +1,130 @@
+//! From the configuration to the parts of a node: what each of them needs to know, in its own words.
+//!
+//! Owns: the translation. Never: keeps anything running.
+
+use std::fs;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use anyhow::Context;
+use orlop_netproxy::DetectLocal;
+
+use crate::api::client::Client;
+use crate::api::objects::Objects;
+use crate::config::Config;
+use crate::host::Parts;
+use crate::host::cgroup::Cgroups;
+use crate::host::container::env::Facts as PodFacts;
+use crate::host::settings::Settings;
+use crate::image::puller::{Puller, RegistryConfig};
+use crate::image::store::Store;
+use crate::network::dns::{NodeDns, Resolver};
+use crate::network::service_env::ServiceVariables;
+use crate::network::{Network, NetworkSettings};
+use crate::node::facts::Facts;
+use crate::node::resources;
+use crate::pod::admission::Allocatable;
+use crate::pod::wanted::NodeFacts;
+
+/// The service proxy's configuration.
+pub fn proxy(config: &Config, addresses: &[IpAddr]) -> orlop_netproxy::Config {
+    orlop_netproxy::Config {
+        node_name: config.node_name.clone(),
+        node_addresses: addresses.to_vec(),
+        detect_local: DetectLocal::NodeCidr,
+        ..orlop_netproxy::Config::default()
+    }
+}
+
+/// What the host is put together from.
+///
+/// # Errors
+/// Where the image store cannot be opened or no cgroup file system is mounted.
+pub fn parts(
+    config: &Config,
+    addresses: &[IpAddr],
+    client: &Client,
+    services: Arc<ServiceVariables>,
+) -> anyhow::Result<Parts> {
+    let images = Arc::new(Store::open(&config.root_dir.join("images")).context("open the image store")?);
+    let network = Network::open(NetworkSettings {
+        conf_dir: "/etc/cni/net.d".into(),
+        bin_dir: "/opt/cni/bin".into(),
+        state_dir: config.run_dir.join("cni"),
+        cidrs_file: config.root_dir.join("pod-cidrs.json"),
+        cluster_cidrs: vec![],
+    });
+    Ok(Parts {
+        settings: settings(config, addresses),
+        cgroups: Cgroups::detect(&config.cgroups.root)?,
+        network: Arc::new(network),
+        puller: Arc::new(Puller::new(Arc::clone(&images), RegistryConfig::default())),
+        images,
+        objects: Arc::new(Objects::new(client.clone())),
+        services,
+    })
+}
+
+fn settings(config: &Config, addresses: &[IpAddr]) -> Settings {
+    let machine = Facts::read(&config.root_dir);
+    let allocatable = allocatable(config);
+    // Collectors follow the links beside the pods' directories: /var/log/pods and /var/log/containers.
+    let container_logs_dir = config
+        .pod_logs_dir
+        .parent()
+        .map_or_else(|| config.pod_logs_dir.clone(), |dir| dir.join("containers"));
+    Settings {
+        facts: PodFacts {
+            node_name: config.node_name.clone(),
+            host_ips: addresses.to_vec(),
+            pod_ips: vec![],
+            allocatable_cpu_millis: allocatable.cpu_millis,
+            allocatable_memory: allocatable.memory_bytes,
+            allocatable_storage: machine.ephemeral_storage,
+        },
+        memory_capacity: machine.memory,
+        run_dir: config.run_dir.clone(),
+        root_dir: config.root_dir.clone(),
+        pod_logs_dir: config.pod_logs_dir.clone(),
+        container_logs_dir,
+        dns: NodeDns {
+            cluster_dns: config.dns.servers.clone(),
+            cluster_domain: config.dns.domain.clone(),
+            node: node_resolver(config),
+        },
+        seccomp_default: config.pods.seccomp_default,
+        pids_limit: config.pods.pids_limit,
+        log_max_bytes: config.logs.max_bytes,
+        log_max_files: config.logs.max_files,
+    }
+}
+
+fn node_resolver(config: &Config) -> Resolver {
+    let Some(file) = &config.dns.resolv_conf else { return Resolver::default() };
+    match fs::read_to_string(file) {
+        Ok(text) => Resolver::parse(&text),
+        Err(error) => {
+            tracing::warn!(file = %file.display(), %error, "pods with dnsPolicy Default get no name servers");
+            Resolver::default()
+        }
+    }
+}
+
+/// What the node offers before its Node object tells more (its labels).
+pub fn allocatable(config: &Config) -> Allocatable {
+    let machine = Facts::read(&config.root_dir);
+    let capacity = resources::capacity(&machine, &config.pods);
+    let amounts = resources::allocatable(&capacity, &machine, &config.reserved);
+    let amount = |name: &str| amounts.get(name).copied().unwrap_or_default();
+    Allocatable {
+        cpu_millis: amount("cpu").millis(),
+        memory_bytes: amount("memory").units(),
+        pods: amount("pods").units(),
+        labels: config.node.labels.clone(),
+    }
+}
+
+/// What planning needs to know of the node.
+pub fn node_facts(config: &Config, addresses: &[IpAddr]) -> NodeFacts {
+    NodeFacts { host_ips: addresses.to_vec(), max_restart_period: config.pods.max_restart_backoff }
+}

@@ -1,0 +1,119 @@
+//! What follows from the Node object, and from the parts that make the node Ready.
+//!
+//! Owns: the flow of podCIDRs to the network, of labels to admission, of health to the Node's conditions. Never: writes
+//! the Node object (its task does).
+
+use std::sync::Arc;
+use std::sync::mpsc::Sender;
+
+use orlop_netproxy::Event;
+use orlop_netproxy::objects::Node as ProxyNode;
+use tokio::sync::watch;
+
+use super::notify;
+use crate::config::Config;
+use crate::host::NodeHost;
+use crate::image::store::Store;
+use crate::network::Network;
+use crate::node::{Health, NodeConditions, NodeImage, NodeView, Registered};
+use crate::pod::admission::Allocatable;
+use crate::pod::manager::Pods;
+use crate::pod::names::PodUid;
+
+/// Tells systemd once the node is registered.
+pub async fn announce(mut registered: Registered) {
+    if registered.wait_for(Option::is_some).await.is_ok() {
+        notify::ready();
+        tracing::info!("the node is registered");
+    }
+}
+
+/// Frees what belongs to no pod any more, once the sources have said which pods there are.
+pub async fn collect_garbage(host: Arc<NodeHost>, mut pods: Pods) {
+    // The first change is the first complete list, or what the node still held.
+    if !pods.changed().await {
+        return;
+    }
+    let living: Vec<PodUid> = pods.all().keys().cloned().collect();
+    host.collect_garbage(&living).await;
+}
+
+/// Follows the own Node object.
+pub struct Follow {
+    /// Configuration.
+    pub config: Arc<Config>,
+    /// The Node as it is at the API server.
+    pub registered: Registered,
+    /// Gets the podCIDRs.
+    pub network: Arc<Network>,
+    /// Listed in the Node's status.
+    pub images: Arc<Store>,
+    /// The Node's conditions.
+    pub conditions: watch::Sender<NodeConditions>,
+    /// What admission knows.
+    pub allocatable: watch::Sender<Allocatable>,
+    /// The service proxy.
+    pub proxy: Sender<Event>,
+}
+
+impl Follow {
+    /// Runs until the Node's task ends.
+    pub async fn run(mut self) {
+        self.health().await;
+        loop {
+            let view = self.registered.borrow_and_update().clone();
+            if let Some(view) = view {
+                self.take(&view).await;
+            }
+            // Cancel-safe: a watch channel keeps its newest value.
+            if self.registered.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    async fn take(&self, view: &NodeView) {
+        let cidrs = if view.pod_cidrs.is_empty() { &self.config.pod_cidrs } else { &view.pod_cidrs };
+        if !cidrs.is_empty()
+            && let Err(error) = self.network.set_pod_cidrs(cidrs)
+        {
+            tracing::warn!(%error, "the node's podCIDRs cannot be remembered for a start without an API server");
+        }
+        self.allocatable.send_if_modified(|known| {
+            let changed = known.labels != view.labels;
+            known.labels.clone_from(&view.labels);
+            changed
+        });
+        let node = ProxyNode {
+            name: view.name.as_str().into(),
+            zone: view.labels.get("topology.kubernetes.io/zone").map(|zone| zone.as_str().into()),
+            addresses: view.internal_ips.clone(),
+            pod_cidrs: cidrs.clone(),
+        };
+        // The proxy's thread ends only with the daemon.
+        let _ = self.proxy.send(Event::NodeApplied(Box::new(node)));
+        self.health().await;
+    }
+
+    async fn health(&self) {
+        let network = match self.network.status().await {
+            Ok(()) => Health::Ready,
+            Err(message) => Health::NotReady { message },
+        };
+        let images = self.images.list().unwrap_or_default();
+        let images = images
+            .into_iter()
+            .map(|image| NodeImage {
+                names: image.repo_digests.into_iter().chain(image.repo_tags).collect(),
+                size_bytes: image.size,
+            })
+            .collect();
+        let conditions =
+            NodeConditions { runtime: Health::Ready, network, images, ..NodeConditions::default() };
+        self.conditions.send_if_modified(|known| {
+            let changed = *known != conditions;
+            *known = conditions;
+            changed
+        });
+    }
+}
