@@ -24,6 +24,7 @@ pub fn busybox_archive(dir: &Path) -> anyhow::Result<PathBuf> {
     for name in ["bin/", "etc/", "tmp/", "proc/", "sys/", "dev/", "www/"] {
         let mut header = tar::Header::new_gnu();
         header.set_entry_type(tar::EntryType::Directory);
+        owned_by_root(&mut header);
         header.set_mode(if name == "tmp/" { 0o1777 } else { 0o755 });
         header.set_size(0);
         tar.append_data(&mut header, name, std::io::empty())?;
@@ -32,6 +33,7 @@ pub fn busybox_archive(dir: &Path) -> anyhow::Result<PathBuf> {
     for applet in APPLETS {
         let mut header = tar::Header::new_gnu();
         header.set_entry_type(tar::EntryType::Symlink);
+        owned_by_root(&mut header);
         header.set_mode(0o777);
         header.set_size(0);
         tar.append_link(&mut header, format!("bin/{applet}"), "busybox")?;
@@ -41,10 +43,18 @@ pub fn busybox_archive(dir: &Path) -> anyhow::Result<PathBuf> {
         ("etc/group", "root:x:0:\nweb:x:33:\n"),
     ] {
         let mut header = tar::Header::new_gnu();
+        owned_by_root(&mut header);
         header.set_mode(0o644);
         header.set_size(u64::try_from(text.len())?);
         tar.append_data(&mut header, name, text.as_bytes())?;
     }
     tar.finish()?;
     Ok(path)
+}
+
+/// Every numeric field of a header has to say something.
+fn owned_by_root(header: &mut tar::Header) {
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_mtime(0);
 }

@@ -37,6 +37,7 @@ impl NodeHost {
                     true,
                 )
             }
+            None if self.supervisors.is_starting(uid) => (Sandbox::Absent, records_on_disk(&dir), false),
             None => (dead_sandbox(&dir), records_on_disk(&dir), false),
         };
         let mut attempts: Vec<Attempt> =

@@ -24,7 +24,7 @@ use super::store::{Image, Store, StoreError};
 #[derive(Debug, Args)]
 pub struct ImageArgs {
     /// Directory of the node's persistent state; images are in `images` below it.
-    #[arg(long, value_name = "DIR", default_value = "/var/lib/orlop", global = true)]
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/orlop", env = "ORLOP_ROOT_DIR", global = true)]
     pub root_dir: PathBuf,
     /// What to do.
     #[command(subcommand)]

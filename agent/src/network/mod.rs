@@ -160,14 +160,19 @@ fn runtime(settings: &NetworkSettings, cidrs: &[IpNet]) -> Runtime {
         state_dir: Some(settings.state_dir.clone()),
         ..DefaultNetwork::default()
     };
-    Runtime::new(RuntimeConfig {
+    let runtime = Runtime::new(RuntimeConfig {
         conf_dir: settings.conf_dir.clone(),
         bin_dirs: vec![settings.bin_dir.clone()],
         cache_dir: settings.state_dir.join("results"),
         state_dir: settings.state_dir.clone(),
         fallback: network.to_list(),
         timeout: PLUGIN_TIMEOUT,
-    })
+    });
+    // A configuration that does not load is told by every status and every attachment.
+    if let Err(error) = runtime.load() {
+        tracing::debug!(%error, "no network configuration yet");
+    }
+    runtime
 }
 
 /// The pod's UID is the container id: one attachment for each pod, whatever the number of its sandboxes.

@@ -6,7 +6,7 @@
 
 pub mod connection;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
@@ -29,6 +29,8 @@ pub struct Supervisors {
     /// `<run-dir>/pods`.
     pods_dir: PathBuf,
     sandboxes: Mutex<HashMap<PodUid, Entry>>,
+    /// Pods whose supervisor is on its way: its files are there before it answers.
+    starting: Mutex<HashSet<PodUid>>,
     changes: Mutex<HashMap<PodUid, watch::Sender<u64>>>,
 }
 
@@ -55,7 +57,12 @@ impl Supervisors {
     /// `pods_dir` is `<run-dir>/pods`; it is made if absent.
     pub fn new(pods_dir: PathBuf) -> io::Result<Arc<Self>> {
         std::fs::create_dir_all(&pods_dir)?;
-        Ok(Arc::new(Self { pods_dir, sandboxes: Mutex::default(), changes: Mutex::default() }))
+        Ok(Arc::new(Self {
+            pods_dir,
+            sandboxes: Mutex::default(),
+            starting: Mutex::default(),
+            changes: Mutex::default(),
+        }))
     }
 
     /// The run directory of a pod.
@@ -76,6 +83,11 @@ impl Supervisors {
     /// The live sandbox of a pod.
     pub fn live(&self, uid: &PodUid) -> Option<LiveSandbox> {
         self.lock().get(uid).map(|entry| entry.sandbox.clone())
+    }
+
+    /// Whether a supervisor for the pod is being started: then it is neither there nor lost.
+    pub fn is_starting(&self, uid: &PodUid) -> bool {
+        self.starting.lock().unwrap_or_else(PoisonError::into_inner).contains(uid)
     }
 
     /// The records of a live sandbox's attempts.
@@ -126,13 +138,14 @@ impl Supervisors {
     /// # Errors
     /// Where the process cannot be started or does not say Hello: its own words are in its standard error.
     pub async fn start(self: &Arc<Self>, uid: &PodUid, config: &SandboxConfig) -> Result<(), CallError> {
+        let _starting = Starting::new(self, uid);
         let dir = self.dir(uid);
         std::fs::create_dir_all(dir.containers())?;
         crate::host::files::write_json(&dir.config(), config)?;
         let (ours, theirs) =
             socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
                 .map_err(io::Error::from)?;
-        spawn(&dir, theirs)?;
+        spawn(&dir, &format!("{}/{}", config.namespace, config.name), theirs)?;
         nix::fcntl::fcntl(&ours, nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK))
             .map_err(io::Error::from)?;
         self.attach(uid, Connection::new(ours)?, config.attempt).await
@@ -219,14 +232,32 @@ impl Supervisors {
     }
 }
 
+/// Marks a pod for as long as its supervisor is being started, however that ends.
+struct Starting<'a>(&'a Supervisors, &'a PodUid);
+
+impl<'a> Starting<'a> {
+    fn new(supervisors: &'a Supervisors, uid: &'a PodUid) -> Self {
+        supervisors.starting.lock().unwrap_or_else(PoisonError::into_inner).insert(uid.clone());
+        Self(supervisors, uid)
+    }
+}
+
+impl Drop for Starting<'_> {
+    fn drop(&mut self) {
+        self.0.starting.lock().unwrap_or_else(PoisonError::into_inner).remove(self.1);
+    }
+}
+
 /// Starts `orlop sandbox` with its first connection as standard input. It is not waited for: the daemon may end before
 /// it, and while the daemon lives the runtime reaps it.
-fn spawn(dir: &SandboxDir, connection: OwnedFd) -> io::Result<()> {
+fn spawn(dir: &SandboxDir, pod: &str, connection: OwnedFd) -> io::Result<()> {
     let child = tokio::process::Command::new("/proc/self/exe")
         .arg0("orlop")
         .arg("sandbox")
         .arg("--dir")
         .arg(Path::new(&dir.0))
+        .arg("--pod")
+        .arg(pod)
         .stdin(Stdio::from(connection))
         .stdout(Stdio::null())
         .stderr(Stdio::inherit())
