@@ -21,3 +21,6 @@ pub mod spec;
 pub mod status;
 pub mod wanted;
 pub mod worker;
+
+#[cfg(test)]
+mod tests;

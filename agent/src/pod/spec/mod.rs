@@ -9,8 +9,6 @@ mod decode;
 mod probe;
 mod resources;
 mod security;
-#[cfg(test)]
-mod tests;
 mod unsupported;
 mod volume;
 pub(in crate::pod) mod wire;
@@ -400,3 +398,6 @@ impl fmt::Display for Pod {
         write!(f, "{}_{}({})", self.name(), self.namespace(), self.uid())
     }
 }
+
+#[cfg(test)]
+mod tests;
