@@ -15,6 +15,7 @@ mod backend;
 mod claims;
 mod config;
 mod endpoints;
+mod explain;
 pub mod fake;
 mod frontends;
 pub mod netlink;
@@ -24,9 +25,12 @@ mod proxy;
 pub mod ruleset;
 mod slots;
 mod table;
+mod trace;
 
 pub use backend::{
     Backend, BackendError, Flow, FlowFilter, FoundChain, FoundRule, FoundTable, Operation, Transaction,
 };
 pub use config::{Config, DetectLocal, NodePortAddresses};
-pub use proxy::{Error, Event, Proxy, SyncReport};
+pub use explain::{Explanation, Query, Status, Verification};
+pub use proxy::{Error, Event, HealthCheck, Proxy, SyncReport};
+pub use trace::{Contents, Outcome, Packet, Sets, Trace, trace};

@@ -114,6 +114,12 @@ impl PortProgram {
         })
     }
 
+    /// Frontends that have endpoints, but none here where only those count.
+    pub fn frontends_without_local(&self) -> impl Iterator<Item = &Frontend> {
+        let none = self.any && self.local.is_empty();
+        self.frontends.iter().filter(move |frontend| none && frontend.traffic != Traffic::Cluster)
+    }
+
     /// The chains only this service port has.
     pub fn chains(&self, network: &Network) -> Vec<ChainDefinition> {
         let Some((seconds, service)) = &self.affinity else { return Vec::new() };

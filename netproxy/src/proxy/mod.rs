@@ -15,12 +15,15 @@ mod clients;
 mod delta;
 mod resync;
 mod stale;
+mod view;
 
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use ipnet::IpNet;
+
+pub use view::HealthCheck;
 
 use crate::backend::{Backend, BackendError, Operation, Transaction};
 use crate::claims::Claims;

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, HashMap};
 use super::build::Seats;
 use super::delta::{self, Delta, Structure};
 use super::{Belief, Error, Known, Proxy, SyncReport};
-use crate::backend::{Backend, FoundTable, Operation, Transaction};
+use crate::backend::{Backend, BackendError, FoundTable, Operation, Transaction};
 use crate::objects::Family;
 use crate::program::Address;
 use crate::ruleset::{
@@ -58,7 +58,7 @@ impl<B: Backend> Proxy<B> {
     }
 
     /// The skeleton's chains and the node port addresses, where the node's network changed them.
-    fn settle_networks(&mut self, structure: &mut Structure, delta: &mut Delta) {
+    pub(super) fn settle_networks(&mut self, structure: &mut Structure, delta: &mut Delta) {
         if !self.networks_changed {
             return;
         }
@@ -132,7 +132,7 @@ impl<B: Backend> Proxy<B> {
     }
 
     /// Rebuilds every record, and the difference from nothing to all of them.
-    fn rebuild(&mut self, seats: &Seats) -> Delta {
+    pub(super) fn rebuild(&mut self, seats: &Seats) -> Delta {
         let quarantined: Vec<bool> = self.programs.iter().map(|programmed| programmed.quarantined).collect();
         self.table.take_dirty();
         let all: Vec<u32> = self.table.entries().map(|(service, _)| service).collect();
@@ -149,7 +149,23 @@ impl<B: Backend> Proxy<B> {
         delta
     }
 
-    fn read_elements(&mut self, family: Family) -> Result<HashMap<SetName, HashMap<Key, Value>>, Error> {
+    /// Who sits in which slot in the kernel, as far as it can be told.
+    pub(super) fn present_seats(&mut self) -> Result<Seats, BackendError> {
+        let mut kept = BTreeMap::new();
+        for family in self.config.families.clone() {
+            let Some(found) = self.backend.inspect(&self.config.table, family)? else { continue };
+            if is_ours(&found) {
+                let elements = self.read_elements(family)?;
+                kept.insert(family, Kept { found, elements });
+            }
+        }
+        Ok(seats(&kept))
+    }
+
+    fn read_elements(
+        &mut self,
+        family: Family,
+    ) -> Result<HashMap<SetName, HashMap<Key, Value>>, BackendError> {
         let mut all = HashMap::new();
         for set in SetName::STATIC {
             let elements = self.backend.elements(&self.config.table, family, &set)?;

@@ -13,6 +13,8 @@
 
 #![allow(dead_code, reason = "each test uses a part of the lab")]
 
+mod sctp;
+
 use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -40,6 +42,9 @@ pub const OUTSIDE_IP: &str = "192.168.180.2";
 pub const OUTSIDE_IP6: &str = "fd00:192::2";
 /// Ports every pod answers at, over TCP and UDP.
 pub const PORTS: [u16; 3] = [80, 443, 8080];
+
+/// The port every pod answers at over SCTP.
+pub const SCTP_PORT: u16 = 9;
 
 static NUMBER: AtomicU32 = AtomicU32::new(0);
 const PATIENCE: Duration = Duration::from_millis(350);
@@ -191,8 +196,23 @@ impl Lab {
         if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
     }
 
+    /// Begins an SCTP association from a namespace.
+    pub fn sctp(&self, from: &str, to: &str, port: u16) -> Outcome {
+        let source =
+            20_000 + u16::try_from(NUMBER.fetch_add(1, Ordering::Relaxed) % 40_000).expect("below 40000");
+        let to = to.parse().expect("SCTP is tried over IPv4");
+        self.within(from, || sctp::probe(source, to, port, PATIENCE))
+    }
+
     fn serve(&mut self, pod: &'static str) {
         let stop = &self.stop;
+        let raw = self.within(pod, || sctp::open(Duration::from_millis(20)));
+        let sctp_stop = Arc::clone(stop);
+        self.servers.push(std::thread::spawn(move || {
+            while !sctp_stop.load(Ordering::Relaxed) {
+                sctp::answer(&raw, pod, SCTP_PORT);
+            }
+        }));
         let sockets = self.within(pod, || {
             PORTS.map(|port| {
                 let listener = TcpListener::bind(("::", port)).expect("a fresh namespace has free ports");
