@@ -112,7 +112,7 @@ impl PullError {
                 error,
                 RegistryError::WrongDigest { .. }
                     | RegistryError::WrongSize { .. }
-                    | RegistryError::Redirect { .. }
+                    | RegistryError::Unusable { .. }
             ),
             Self::Layer { source, .. } => !fetch::is_content_fault(source),
             Self::InvalidName(_) | Self::Store(_) | Self::Panicked(_) => false,

@@ -15,6 +15,9 @@ use super::{At, Store, StoreError};
 /// The file whose presence says that a layer is whole.
 pub(super) const MARK: &str = "layer.json";
 
+/// The extension of a file on its way to its name.
+pub(super) const UNRENAMED: &str = "new";
+
 /// One image as it stands on the disk.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -123,7 +126,7 @@ fn read(path: &Path) -> Result<Option<(Record, SystemTime)>, StoreError> {
 
 /// Writes a file that is there in full or not at all. The store's lock keeps a second writer away.
 pub(super) fn write_atomically(path: &Path, content: &[u8]) -> Result<(), StoreError> {
-    let beside = path.with_extension("new");
+    let beside = path.with_extension(UNRENAMED);
     let write = || {
         let mut file = File::create(&beside)?;
         file.write_all(content)?;

@@ -12,7 +12,7 @@ use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, Flock, FlockArg, RenameFlags, renameat2};
 
 use super::super::layers::{Unpacked, remove_path};
-use super::record::{LayerMark, MARK, sync_folder};
+use super::record::{LayerMark, MARK, UNRENAMED, sync_folder};
 use super::{At, Store, StoreError};
 
 /// A folder for one operation, removed when dropped.
@@ -104,6 +104,20 @@ impl Store {
             let path = entry.at("read", &folder)?.path();
             if let Some(_lock) = try_lock(&path)? {
                 remove_path(&path).at("remove", &path)?;
+            }
+        }
+        self.sweep_unrenamed()
+    }
+
+    /// Removes files that were written and never renamed. Under the lock: the living have none then.
+    fn sweep_unrenamed(&self) -> Result<(), StoreError> {
+        let _lock = self.lock()?;
+        for folder in [self.root.clone(), self.root.join("records")] {
+            for entry in fs::read_dir(&folder).at("read", &folder)? {
+                let path = entry.at("read", &folder)?.path();
+                if path.extension().is_some_and(|e| e == UNRENAMED) {
+                    fs::remove_file(&path).at("remove", &path)?;
+                }
             }
         }
         Ok(())
