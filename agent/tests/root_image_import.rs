@@ -5,10 +5,12 @@
 mod image_fixture;
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 
 use image_fixture::{Archive, Scene, TestImage, gzip, image, noise, skip_without_root, with_config};
 use orlop::image::digest::Digest;
 use orlop::image::import::Options;
+use orlop::image::store::Image;
 
 fn two_layers() -> TestImage {
     let lower = Archive::default().directory("etc", 0o755).file("etc/a", b"1").tar();
@@ -153,6 +155,43 @@ fn corrupt_archives_are_refused_and_leave_nothing() {
         assert!(error.contains("standard input") || error.contains("layer "), "names the thing: {error}");
         scene.assert_empty(reason);
     }
+}
+
+#[test]
+fn directories_an_archive_leaves_out_keep_owner_and_mode_of_the_layer_below() {
+    if skip_without_root("directories_an_archive_leaves_out_keep_owner_and_mode_of_the_layer_below") {
+        return;
+    }
+    let scene = Scene::new();
+    let upper =
+        Archive::default().file("tmp/file", b"x").symlink("home/app/link", "/x").file("new/file", b"x").tar();
+    let lower = |mode| {
+        Archive::default().directory("tmp", mode).directory("home", 0o755).directory("home/app", 0o700).tar()
+    };
+    let stack = |mode| {
+        scene.import(&image(&[lower(mode), upper.clone()], gzip).oci_archive("x/y:1")).unwrap().remove(0)
+    };
+    let (sticky, plain) = (stack(0o1777), stack(0o750));
+    for (image, mode) in [(&sticky, 0o1777), (&plain, 0o750)] {
+        let attributes = |path: &str| {
+            let metadata = image.layers[1].join(path).metadata().unwrap();
+            (metadata.mode() & 0o7777, metadata.uid(), metadata.gid())
+        };
+        assert_eq!(attributes("tmp"), (mode, 1000, 1001));
+        assert_eq!(attributes("home"), (0o755, 1000, 1001));
+        assert_eq!(attributes("home/app"), (0o700, 1000, 1001));
+        assert_eq!(attributes("new"), (0o755, 0, 0));
+        assert_eq!(attributes("."), (0o755, 0, 0));
+        assert_eq!(fs::read(image.layers[1].join("tmp/file")).unwrap(), b"x");
+        assert_eq!(scene.store.resolve(&image.id.to_string()).unwrap().unwrap().layers, image.layers);
+    }
+    let inode = |image: &Image| image.layers[1].join("tmp/file").metadata().unwrap().ino();
+    assert_eq!(inode(&sticky), inode(&plain), "copies share their files");
+    assert_eq!(stack(0o1777).layers, sticky.layers, "and are made once");
+    scene.store.remove(&plain.id).unwrap();
+    assert!(sticky.layers[1].join("tmp/file").exists());
+    scene.store.remove(&sticky.id).unwrap();
+    scene.assert_empty("settled copies");
 }
 
 fn index(image: &TestImage) -> Vec<u8> {

@@ -210,7 +210,9 @@ async fn run_pull(store: Store, args: PullArgs) -> Result<(), CliError> {
     let sink = Arc::clone(&bars);
     let pulled = puller.pull(&args.image, &keyring, Arc::new(move |event| sink.pull(event))).await;
     bars.finish();
-    Ok(print_image(&pulled.map_err(Box::new)?)?)
+    pulled.map_err(Box::new)?;
+    let name = args.image.parse::<Reference>().map_or(args.image, |reference| reference.to_string());
+    Ok(writeln!(io::stdout().lock(), "{name}")?)
 }
 
 fn run_ls(store: &Store, args: &LsArgs) -> Result<(), CliError> {

@@ -292,6 +292,7 @@ impl Puller {
             size,
             config: config.config.clone(),
             layers: config.diff_ids.clone(),
+            folders: Vec::new(),
             tagged_at: 0,
         })
     }

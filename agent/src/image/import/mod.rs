@@ -203,6 +203,7 @@ fn record(store: &Store, image: &Found) -> Result<Image, ImportError> {
         size,
         config: image.config.config.clone(),
         layers: image.config.diff_ids.clone(),
+        folders: Vec::new(),
         tagged_at: 0,
     })?)
 }
