@@ -10,6 +10,7 @@ use std::os::unix::fs::MetadataExt;
 use image_fixture::{Archive, Scene, TestImage, gzip, image, noise, skip_without_root, with_config};
 use orlop::image::digest::Digest;
 use orlop::image::import::Options;
+use orlop::image::manifest::Platform;
 use orlop::image::store::Image;
 
 fn two_layers() -> TestImage {
@@ -109,19 +110,23 @@ fn corrupt_archives_are_refused_and_leave_nothing() {
     let layer = good.layers[1].digest();
     let config = good.config.digest();
     let other_diff = with_config(
-        serde_json::json!({"architecture": "amd64", "os": "linux", "rootfs": {"type": "layers",
+        serde_json::json!({"architecture": Platform::host().architecture, "os": "linux", "rootfs": {"type": "layers",
             "diff_ids": [Digest::of(b"1"), Digest::of(b"2")]}})
         .to_string()
         .into_bytes(),
         good.layers.clone(),
     );
     let one_diff = with_config(
-        serde_json::json!({"architecture": "amd64", "os": "linux", "rootfs": {"type": "layers",
+        serde_json::json!({"architecture": Platform::host().architecture, "os": "linux", "rootfs": {"type": "layers",
             "diff_ids": [Digest::of(b"1")]}})
         .to_string()
         .into_bytes(),
         good.layers.clone(),
     );
+    let foreign = String::from_utf8(good.config.bytes.clone())
+        .unwrap()
+        .replace(&Platform::host().architecture, "s390x");
+    let foreign = with_config(foreign.into_bytes(), good.layers.clone());
     let escaping = [good.oci_archive("x/y:1")[..].to_vec()].concat();
     let escaping =
         [Archive::default().file("../../etc/cron.d/x", b"x").tar()[..1024].to_vec(), escaping].concat();
@@ -133,6 +138,7 @@ fn corrupt_archives_are_refused_and_leave_nothing() {
         (other_diff.oci_archive("x/y:1"), "has digest"),
         (one_diff.oci_archive("x/y:1"), "lists 1 layers where the manifest has 2"),
         (escaping, "leads out of the archive"),
+        (foreign.oci_archive("x/y:1"), "there are: linux/s390x"),
         (
             Archive::default().file("oci-layout", b"{}").file("index.json", b"{}").tar(),
             "not an image manifest",

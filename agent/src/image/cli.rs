@@ -164,7 +164,10 @@ pub enum CliError {
 pub async fn run(args: ImageArgs) -> Result<(), CliError> {
     let store = Store::open(&args.root_dir.join("images"))?;
     match args.command {
-        ImageCommand::Import(args) => tokio::task::block_in_place(|| run_import(&store, &args)),
+        ImageCommand::Import(args) => {
+            let done = tokio::task::spawn_blocking(move || run_import(&store, &args)).await;
+            done.map_err(io::Error::other)?
+        }
         ImageCommand::Pull(args) => run_pull(store, args).await,
         ImageCommand::Ls(args) => run_ls(&store, &args),
         ImageCommand::Rm(args) => run_rm(&store, &args),
