@@ -5,10 +5,13 @@
 mod image_fixture;
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 
 use image_fixture::{Archive, Scene, TestImage, gzip, image, noise, skip_without_root, with_config};
 use orlop::image::digest::Digest;
 use orlop::image::import::Options;
+use orlop::image::manifest::Platform;
+use orlop::image::store::Image;
 
 fn two_layers() -> TestImage {
     let lower = Archive::default().directory("etc", 0o755).file("etc/a", b"1").tar();
@@ -107,19 +110,23 @@ fn corrupt_archives_are_refused_and_leave_nothing() {
     let layer = good.layers[1].digest();
     let config = good.config.digest();
     let other_diff = with_config(
-        serde_json::json!({"architecture": "amd64", "os": "linux", "rootfs": {"type": "layers",
+        serde_json::json!({"architecture": Platform::host().architecture, "os": "linux", "rootfs": {"type": "layers",
             "diff_ids": [Digest::of(b"1"), Digest::of(b"2")]}})
         .to_string()
         .into_bytes(),
         good.layers.clone(),
     );
     let one_diff = with_config(
-        serde_json::json!({"architecture": "amd64", "os": "linux", "rootfs": {"type": "layers",
+        serde_json::json!({"architecture": Platform::host().architecture, "os": "linux", "rootfs": {"type": "layers",
             "diff_ids": [Digest::of(b"1")]}})
         .to_string()
         .into_bytes(),
         good.layers.clone(),
     );
+    let foreign = String::from_utf8(good.config.bytes.clone())
+        .unwrap()
+        .replace(&Platform::host().architecture, "s390x");
+    let foreign = with_config(foreign.into_bytes(), good.layers.clone());
     let escaping = [good.oci_archive("x/y:1")[..].to_vec()].concat();
     let escaping =
         [Archive::default().file("../../etc/cron.d/x", b"x").tar()[..1024].to_vec(), escaping].concat();
@@ -131,6 +138,7 @@ fn corrupt_archives_are_refused_and_leave_nothing() {
         (other_diff.oci_archive("x/y:1"), "has digest"),
         (one_diff.oci_archive("x/y:1"), "lists 1 layers where the manifest has 2"),
         (escaping, "leads out of the archive"),
+        (foreign.oci_archive("x/y:1"), "there are: linux/s390x"),
         (
             Archive::default().file("oci-layout", b"{}").file("index.json", b"{}").tar(),
             "not an image manifest",
@@ -153,6 +161,43 @@ fn corrupt_archives_are_refused_and_leave_nothing() {
         assert!(error.contains("standard input") || error.contains("layer "), "names the thing: {error}");
         scene.assert_empty(reason);
     }
+}
+
+#[test]
+fn directories_an_archive_leaves_out_keep_owner_and_mode_of_the_layer_below() {
+    if skip_without_root("directories_an_archive_leaves_out_keep_owner_and_mode_of_the_layer_below") {
+        return;
+    }
+    let scene = Scene::new();
+    let upper =
+        Archive::default().file("tmp/file", b"x").symlink("home/app/link", "/x").file("new/file", b"x").tar();
+    let lower = |mode| {
+        Archive::default().directory("tmp", mode).directory("home", 0o755).directory("home/app", 0o700).tar()
+    };
+    let stack = |mode| {
+        scene.import(&image(&[lower(mode), upper.clone()], gzip).oci_archive("x/y:1")).unwrap().remove(0)
+    };
+    let (sticky, plain) = (stack(0o1777), stack(0o750));
+    for (image, mode) in [(&sticky, 0o1777), (&plain, 0o750)] {
+        let attributes = |path: &str| {
+            let metadata = image.layers[1].join(path).metadata().unwrap();
+            (metadata.mode() & 0o7777, metadata.uid(), metadata.gid())
+        };
+        assert_eq!(attributes("tmp"), (mode, 1000, 1001));
+        assert_eq!(attributes("home"), (0o755, 1000, 1001));
+        assert_eq!(attributes("home/app"), (0o700, 1000, 1001));
+        assert_eq!(attributes("new"), (0o755, 0, 0));
+        assert_eq!(attributes("."), (0o755, 0, 0));
+        assert_eq!(fs::read(image.layers[1].join("tmp/file")).unwrap(), b"x");
+        assert_eq!(scene.store.resolve(&image.id.to_string()).unwrap().unwrap().layers, image.layers);
+    }
+    let inode = |image: &Image| image.layers[1].join("tmp/file").metadata().unwrap().ino();
+    assert_eq!(inode(&sticky), inode(&plain), "copies share their files");
+    assert_eq!(stack(0o1777).layers, sticky.layers, "and are made once");
+    scene.store.remove(&plain.id).unwrap();
+    assert!(sticky.layers[1].join("tmp/file").exists());
+    scene.store.remove(&sticky.id).unwrap();
+    scene.assert_empty("settled copies");
 }
 
 fn index(image: &TestImage) -> Vec<u8> {

@@ -13,6 +13,8 @@ use std::path::Path;
 
 use image_fixture::{Archive, Scene, gzip, mount_tmpfs, names, noise, skip_without_root, with_own_mounts};
 use orlop::image::import::{Options, Source, import};
+use orlop::image::layers::{Algorithms, remove_path, unpack};
+use proptest::prelude::*;
 
 /// Reads an attribute with the C library, which is what the code under test does not do.
 fn xattr(path: &Path, name: &CStr) -> Option<Vec<u8>> {
@@ -244,6 +246,92 @@ fn links_are_replaced_and_never_written_through() {
     );
     assert_eq!(fs::read_to_string(layer.join("full")).unwrap(), "replaces a tree");
     assert_eq!(fs::metadata(scene.outside().join("target")).unwrap().uid(), 0);
+}
+
+#[test]
+fn deep_trees_are_made_replaced_and_removed() {
+    if skip_without_root("deep_trees_are_made_replaced_and_removed") {
+        return;
+    }
+    let scene = Scene::new();
+    // A link makes the tree deeper than any path can say.
+    let deep = "d/".repeat(1500);
+    let archive = Archive::default()
+        .pax("path", format!("top/{deep}file").as_bytes())
+        .file("x", b"1")
+        .pax("linkpath", format!("top/{deep}").as_bytes())
+        .symlink("link", "x")
+        .pax("path", format!("link/{deep}file").as_bytes())
+        .file("y", b"2");
+    let layer = scene.layer(&archive).unwrap();
+    assert!(layer.join("top").join(&deep).join("file").exists());
+    let error = scene.layer(&archive.clone().file("../x", b"")).unwrap_err().to_string();
+    assert!(error.contains("leads out"), "{error}");
+    assert_eq!(names(&scene.store.root().join("tmp")), Vec::<String>::new());
+    let replaced = scene.layer(&archive.file("top", b"flat")).unwrap();
+    assert_eq!(names(&replaced), ["link", "top"]);
+    for image in scene.store.list().unwrap() {
+        scene.store.remove(&image.id).unwrap();
+    }
+    scene.assert_empty("deep trees");
+}
+
+/// Names made of few parts, so that entries meet each other.
+fn any_name() -> impl Strategy<Value = String> {
+    let part = prop::sample::select(vec!["a", "b", "c", "link", "..", ".", "", ".wh.a", ".wh..wh..opq"]);
+    prop::collection::vec(part, 1..5).prop_map(|parts| parts.join("/"))
+}
+
+fn any_entry(outside: &str) -> impl Strategy<Value = (u8, String, String)> {
+    let target = prop_oneof![
+        any_name(),
+        Just(outside.to_owned()),
+        Just(format!("{outside}/target")),
+        Just("../../../../../../..".to_owned()),
+        Just("/".to_owned()),
+    ];
+    (prop::sample::select(b"0123456".to_vec()), any_name(), target.prop_map(|t| t.chars().take(99).collect()))
+}
+
+#[test]
+fn no_sequence_of_entries_touches_anything_outside() {
+    if skip_without_root("no_sequence_of_entries_touches_anything_outside") {
+        return;
+    }
+    let scene = Scene::new();
+    let outside = scene.outside();
+    let before = stat_of(&outside);
+    let entries = prop::collection::vec(any_entry(outside.to_str().unwrap()), 1..12);
+    let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig {
+        failure_persistence: None,
+        ..ProptestConfig::with_cases(2000)
+    });
+    runner
+        .run(&entries, |entries| {
+            let add = |archive: Archive, (kind, name, link): &(u8, String, String)| {
+                let content: &[u8] = if *kind == b'0' { b"inside" } else { b"" };
+                archive.member(*kind, name, link, content, 0o777)
+            };
+            let archive = entries.iter().fold(Archive::default(), add);
+            let directory = scene.dir.path().join("layer");
+            fs::create_dir(&directory).unwrap();
+            let unpacked = unpack(&archive.tar()[..], &directory, Algorithms::default());
+            remove_path(&directory).unwrap();
+            prop_assert_eq!(names(scene.dir.path()), ["images", "outside"], "{:?}", unpacked);
+            prop_assert_eq!(names(&outside), ["target"]);
+            prop_assert_eq!(stat_of(&outside), before);
+            Ok(())
+        })
+        .unwrap();
+    scene.assert_outside_untouched("random entries");
+}
+
+/// What an escaped entry would change: of the folder and of the file in it.
+fn stat_of(outside: &Path) -> [(u32, u32, i64, u64, u64); 2] {
+    [outside.to_owned(), outside.join("target")].map(|path| {
+        let metadata = path.symlink_metadata().unwrap();
+        (metadata.mode(), metadata.uid(), metadata.mtime_nsec(), metadata.nlink(), metadata.size())
+    })
 }
 
 #[test]

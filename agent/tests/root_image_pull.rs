@@ -14,6 +14,7 @@ use image_fixture::{
     with_own_mounts,
 };
 use orlop::image::digest::Digest;
+use orlop::image::manifest::Platform;
 use orlop::image::puller::{Progress, PullError, Puller, RegistryConfig};
 use orlop::image::registry::Keyring;
 use orlop::image::store::{Image, Store};
@@ -150,7 +151,7 @@ async fn wrong_content_is_refused_and_leaves_nothing() {
     let escaping = image(&[Archive::default().file("../../x", b"x").tar()], gzip);
     let mut other_diff = good.clone();
     other_diff = with_config(
-        serde_json::json!({"architecture": "amd64", "os": "linux",
+        serde_json::json!({"architecture": Platform::host().architecture, "os": "linux",
             "rootfs": {"type": "layers", "diff_ids": [Digest::of(b"1"), Digest::of(b"2")]}})
         .to_string()
         .into_bytes(),

@@ -5,6 +5,7 @@
 //!
 //! The client library's types do not leave this file.
 
+mod error;
 mod tls;
 
 use std::fmt;
@@ -13,6 +14,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+pub use error::HttpError;
 use futures_util::{Stream, stream};
 pub use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 pub use tls::{Identity, Trust};
@@ -85,83 +87,6 @@ impl Default for HttpOptions {
             http2: true,
             http2_ping: None,
             idle_timeout: Duration::from_secs(90),
-        }
-    }
-}
-
-/// Why a request got no answer, or only a part of one. Status codes are answers, not errors.
-#[derive(Debug, thiserror::Error)]
-pub enum HttpError {
-    /// The URL cannot be parsed.
-    #[error("{url}: not a usable URL: {reason}")]
-    Url {
-        /// As given.
-        url: String,
-        /// The parser's words.
-        reason: String,
-    },
-    /// `http://` to a host where it is not allowed.
-    #[error("{url}: plain HTTP is allowed only to loopback and to hosts the configuration names")]
-    PlainRefused {
-        /// The URL.
-        url: String,
-    },
-    /// Certificates, keys or the trust store cannot be used.
-    #[error("TLS settings: {0}")]
-    Settings(String),
-    /// Name resolution or the TCP connection failed.
-    #[error("{url}: cannot connect: {reason}")]
-    Connect {
-        /// The URL.
-        url: String,
-        /// The innermost cause.
-        reason: String,
-    },
-    /// The TLS handshake failed: unknown authority, wrong name, expired, or not TLS at all.
-    #[error("{url}: TLS: {reason}")]
-    Tls {
-        /// The URL.
-        url: String,
-        /// rustls' words.
-        reason: String,
-    },
-    /// Nothing arrived for too long.
-    #[error("{url}: nothing received for {seconds} s")]
-    Stalled {
-        /// The URL.
-        url: String,
-        /// How long was waited.
-        seconds: u64,
-    },
-    /// The connection broke in the middle.
-    #[error("{url}: the connection broke: {reason}")]
-    Broken {
-        /// The URL.
-        url: String,
-        /// The innermost cause.
-        reason: String,
-    },
-    /// The answer is longer than its reader accepts.
-    #[error("{url}: the answer is longer than {limit} bytes")]
-    TooLong {
-        /// The URL.
-        url: String,
-        /// The limit in bytes.
-        limit: usize,
-    },
-}
-
-impl HttpError {
-    /// Whether the same request may well succeed a little later.
-    #[must_use]
-    pub fn is_transient(&self) -> bool {
-        match self {
-            Self::Connect { .. } | Self::Stalled { .. } | Self::Broken { .. } => true,
-            Self::Url { .. }
-            | Self::PlainRefused { .. }
-            | Self::Settings(_)
-            | Self::Tls { .. }
-            | Self::TooLong { .. } => false,
         }
     }
 }
@@ -271,7 +196,9 @@ impl Response {
     /// # Errors
     /// A stalled or broken connection. A body shorter than its `Content-Length` is a broken connection.
     pub async fn chunk(&mut self) -> Result<Option<Bytes>, HttpError> {
-        within(self.patience, &self.url, self.inner.chunk()).await?.map_err(|e| classify(&self.url, &e))
+        within(self.patience, &self.url, self.inner.chunk())
+            .await?
+            .map_err(|e| error::classify(&self.url, &e))
     }
 
     /// The whole body, if it is at most `limit` bytes.
@@ -344,7 +271,7 @@ impl Http {
         }
         match within(patience, &url, client.execute(outgoing)).await? {
             Ok(inner) => Ok(Response { url, patience, inner }),
-            Err(error) => Err(classify(&url, &error)),
+            Err(error) => Err(error::classify(&url, &error)),
         }
     }
 
@@ -390,7 +317,7 @@ impl Http {
                 .http2_keep_alive_timeout(ping)
                 .http2_keep_alive_while_idle(true);
         }
-        builder.build().map_err(|e| HttpError::Settings(innermost(&e)))
+        builder.build().map_err(|e| HttpError::Settings(error::innermost(&e)))
     }
 }
 
@@ -408,30 +335,6 @@ async fn within<F: Future>(patience: Option<Duration>, url: &str, work: F) -> Re
         Some(limit) => tokio::time::timeout(limit, work)
             .await
             .map_err(|_| HttpError::Stalled { url: url.to_owned(), seconds: limit.as_secs() }),
-    }
-}
-
-fn classify(url: &str, error: &reqwest::Error) -> HttpError {
-    let (url, reason) = (url.to_owned(), innermost(error));
-    if tls::is_tls_failure(error) {
-        HttpError::Tls { url, reason }
-    } else if error.is_connect() {
-        HttpError::Connect { url, reason }
-    } else {
-        HttpError::Broken { url, reason }
-    }
-}
-
-/// The last error of a chain of causes: "connection refused" rather than "error sending request".
-fn innermost(error: &reqwest::Error) -> String {
-    let mut cause: &dyn std::error::Error = error;
-    while let Some(next) = cause.source() {
-        cause = next;
-    }
-    if error.is_timeout() && cause.to_string().is_empty() {
-        "timed out".to_owned()
-    } else {
-        cause.to_string()
     }
 }
 
@@ -465,6 +368,28 @@ mod tests {
         let error =
             Http::new(HttpOptions::default()).send(Request::get("http://192.0.2.1/v2/")).await.unwrap_err();
         assert!(matches!(error, HttpError::PlainRefused { .. }), "{error}");
+    }
+
+    #[tokio::test]
+    async fn silence_ends_when_patience_does() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}/", listener.local_addr().unwrap());
+        let http = Http::new(HttpOptions::default());
+        let request = || Request::get(&url).patience(Some(Duration::from_millis(20)));
+        let error = http.send(request()).await.unwrap_err();
+        assert!(matches!(error, HttpError::Stalled { .. }) && error.is_transient(), "{error}");
+        drop(listener.accept().unwrap());
+        let server = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            std::io::Write::write_all(&mut stream, b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nab")
+                .unwrap();
+            stream
+        });
+        let mut response = http.send(request()).await.unwrap();
+        assert_eq!(response.chunk().await.unwrap().as_deref(), Some(&b"ab"[..]));
+        let error = response.chunk().await.unwrap_err();
+        assert!(matches!(error, HttpError::Stalled { .. }), "{error}");
+        drop(server.join().unwrap());
     }
 
     #[tokio::test]

@@ -164,7 +164,10 @@ pub enum CliError {
 pub async fn run(args: ImageArgs) -> Result<(), CliError> {
     let store = Store::open(&args.root_dir.join("images"))?;
     match args.command {
-        ImageCommand::Import(args) => tokio::task::block_in_place(|| run_import(&store, &args)),
+        ImageCommand::Import(args) => {
+            let done = tokio::task::spawn_blocking(move || run_import(&store, &args)).await;
+            done.map_err(io::Error::other)?
+        }
         ImageCommand::Pull(args) => run_pull(store, args).await,
         ImageCommand::Ls(args) => run_ls(&store, &args),
         ImageCommand::Rm(args) => run_rm(&store, &args),
@@ -210,7 +213,9 @@ async fn run_pull(store: Store, args: PullArgs) -> Result<(), CliError> {
     let sink = Arc::clone(&bars);
     let pulled = puller.pull(&args.image, &keyring, Arc::new(move |event| sink.pull(event))).await;
     bars.finish();
-    Ok(print_image(&pulled.map_err(Box::new)?)?)
+    pulled.map_err(Box::new)?;
+    let name = args.image.parse::<Reference>().map_or(args.image, |reference| reference.to_string());
+    Ok(writeln!(io::stdout().lock(), "{name}")?)
 }
 
 fn run_ls(store: &Store, args: &LsArgs) -> Result<(), CliError> {

@@ -8,6 +8,7 @@ use oci_spec::image::ImageConfiguration;
 use serde::{Deserialize, Serialize};
 
 use super::digest::Digest;
+use super::manifest::Platform;
 
 /// Execution parameters of an image (OCI image specification, `config`).
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,8 +47,8 @@ pub struct ParsedConfig {
     pub config: ImageConfig,
     /// Digests of the uncompressed layers, lowest first.
     pub diff_ids: Vec<Digest>,
-    /// `linux/amd64`, for messages.
-    pub platform: String,
+    /// What the image was built for.
+    pub platform: Platform,
 }
 
 /// Reads an image configuration.
@@ -61,7 +62,11 @@ pub fn parse_config(json: &[u8]) -> Result<ParsedConfig, String> {
     }
     let diff_ids = image.rootfs().diff_ids().iter().map(|d| d.parse::<Digest>());
     let diff_ids = diff_ids.collect::<Result<Vec<_>, _>>().map_err(|e| e.to_string())?;
-    let platform = format!("{}/{}", image.os(), image.architecture());
+    let platform = Platform {
+        os: image.os().to_string(),
+        architecture: image.architecture().to_string(),
+        variant: image.variant().clone().unwrap_or_default(),
+    };
     let config = image.config().clone().unwrap_or_default();
     let mut volumes = config.volumes().clone().unwrap_or_default();
     volumes.sort();
@@ -97,7 +102,7 @@ mod tests {
         );
         let parsed = parse_config(json.as_bytes()).unwrap();
         assert_eq!(parsed.diff_ids, [DIFF.parse().unwrap()]);
-        assert_eq!(parsed.platform, "linux/amd64");
+        assert_eq!(parsed.platform.to_string(), "linux/amd64");
         assert_eq!(
             parsed.config,
             ImageConfig {

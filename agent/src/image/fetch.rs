@@ -254,7 +254,7 @@ fn range_start(response: &Response, asked: u64) -> Result<u64, PullError> {
     let start = range.and_then(|r| r.strip_prefix("bytes ")?.split_once('-')?.0.parse::<u64>().ok());
     start.filter(|start| *start <= asked).ok_or_else(|| {
         let reason = format!("the range {:?} does not continue at byte {asked}", range.unwrap_or_default());
-        RegistryError::Redirect { url: response.url().to_owned(), reason }.into()
+        RegistryError::Unusable { url: response.url().to_owned(), reason }.into()
     })
 }
 

@@ -119,6 +119,18 @@ impl Platform {
         }
     }
 
+    /// Refuses an image built for another system or architecture; one that does not say is let through.
+    ///
+    /// # Errors
+    /// [`ManifestError::NoPlatform`].
+    pub fn accept(&self, built_for: &Self) -> Result<(), ManifestError> {
+        let same = |ours: &str, theirs: &str| theirs.is_empty() || ours == theirs;
+        if same(&self.os, &built_for.os) && same(&self.architecture, &built_for.architecture) {
+            return Ok(());
+        }
+        Err(ManifestError::NoPlatform { wanted: self.clone(), there: built_for.to_string() })
+    }
+
     /// The best entry of an index for this machine.
     ///
     /// # Errors

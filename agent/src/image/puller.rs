@@ -112,7 +112,7 @@ impl PullError {
                 error,
                 RegistryError::WrongDigest { .. }
                     | RegistryError::WrongSize { .. }
-                    | RegistryError::Redirect { .. }
+                    | RegistryError::Unusable { .. }
             ),
             Self::Layer { source, .. } => !fetch::is_content_fault(source),
             Self::InvalidName(_) | Self::Store(_) | Self::Panicked(_) => false,
@@ -190,6 +190,8 @@ impl Puller {
         let json = registry.config(place, &resolved.manifest.config).await?;
         let unusable = |reason| RegistryError::Config { image: place.reference.to_string(), reason };
         let config = parse_config(&json).map_err(unusable)?;
+        let other_machine = |source| RegistryError::Manifest { image: place.reference.to_string(), source };
+        self.platform.accept(&config.platform).map_err(other_machine)?;
         let layers = &resolved.manifest.layers;
         if config.diff_ids.len() != layers.len() {
             let reason =
@@ -200,14 +202,15 @@ impl Puller {
         loop {
             round += 1;
             let outcome = match self.layers(registry, place, &config.diff_ids, layers, progress).await {
-                Ok(()) => self.commit(place, &resolved, &config).map_err(PullError::from),
+                Ok(()) => self.commit(place, &resolved, &config).await,
                 Err(error) => Err(error),
             };
             match outcome {
                 Err(PullError::Store(StoreError::MissingLayers { .. })) if round < MOST_ROUNDS => {}
                 Err(error) if error.is_disk_full() => {
                     // Layers without their image only take up the room that is missing.
-                    if let Err(error) = self.store.drop_unused(&config.diff_ids) {
+                    let diff_ids = config.diff_ids.clone();
+                    if let Err(error) = self.blocking(move |store| store.drop_unused(&diff_ids)).await {
                         tracing::warn!(%error, "cannot remove the layers of a pull that filled the disk");
                     }
                     return Err(error);
@@ -278,22 +281,34 @@ impl Puller {
         Ok(())
     }
 
-    fn commit(
+    async fn commit(
         &self,
         place: Place<'_>,
         resolved: &Resolved,
         config: &super::config::ParsedConfig,
-    ) -> Result<Image, StoreError> {
+    ) -> Result<Image, PullError> {
         let size = config.diff_ids.iter().filter_map(|d| self.store.layer_mark(d)).map(|m| m.size).sum();
-        self.store.commit(Record {
+        let record = Record {
             id: resolved.manifest.config.digest.clone(),
             tags: place.reference.repo_tag().into_iter().collect(),
             digests: [place.reference.repo_digest(&resolved.digest)].into(),
             size,
             config: config.config.clone(),
             layers: config.diff_ids.clone(),
+            folders: Vec::new(),
             tagged_at: 0,
-        })
+        };
+        self.blocking(move |store| store.commit(record)).await
+    }
+
+    /// Does what waits for the disk or for a lock on a thread where waiting is allowed.
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Store) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, PullError> {
+        let store = Arc::clone(&self.store);
+        let done = tokio::task::spawn_blocking(move || work(&store)).await;
+        Ok(done.map_err(|e| PullError::Panicked(e.to_string()))??)
     }
 
     fn turn(&self, diff_id: &Digest) -> Arc<tokio::sync::Mutex<()>> {

@@ -290,6 +290,15 @@ mod tests {
         assert_eq!(reference.to_string(), format!("docker.io/library/busybox@{SHA}"));
     }
 
+    proptest::proptest! {
+        #[test]
+        fn the_full_form_of_a_name_names_the_same(text in "[a-zA-Z0-9:./@_-]{1,40}|(localhost|[a-c.]{1,4}(:[0-9]{1,5})?)/[a-c._-]{1,6}(:[A-z.]{1,5})?") {
+            if let Ok(reference) = text.parse::<Reference>() {
+                proptest::prop_assert_eq!(reference.to_string().parse::<Reference>(), Ok(reference));
+            }
+        }
+    }
+
     #[test]
     fn bad_names_are_refused() {
         let long = "a/".repeat(130) + "a";

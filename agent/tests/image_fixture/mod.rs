@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use orlop::image::digest::Digest;
 use orlop::image::import::{ImportError, Options, Source, import};
+use orlop::image::manifest::Platform;
 use orlop::image::store::{Image, Store};
 
 /// Says why a test that needs root does not run. `true` means: return.
@@ -154,7 +155,7 @@ pub fn image(tars: &[Vec<u8>], pack: impl Fn(&[u8]) -> Vec<u8>) -> TestImage {
         .map(|tar| Blob { media_type: "application/vnd.oci.image.layer.v1.tar+gzip", bytes: pack(tar) })
         .collect();
     let config = serde_json::json!({
-        "architecture": "amd64", "os": "linux",
+        "architecture": Platform::host().architecture, "os": "linux",
         "config": { "Cmd": ["/bin/sh"], "Env": ["A=b"] },
         "rootfs": { "type": "layers", "diff_ids": diff_ids },
     });

@@ -136,7 +136,7 @@ impl Archive {
 
     /// A layer's bytes.
     pub fn reader(&self, blob: &Blob) -> impl Read + '_ {
-        let span = Span { file: &self.file, at: blob.offset, end: blob.offset + blob.size };
+        let span = Span { file: &self.file, at: blob.offset, end: blob.offset.saturating_add(blob.size) };
         BufReader::with_capacity(BUFFER, span)
     }
 

@@ -203,6 +203,7 @@ fn record(store: &Store, image: &Found) -> Result<Image, ImportError> {
         size,
         config: image.config.config.clone(),
         layers: image.config.diff_ids.clone(),
+        folders: Vec::new(),
         tagged_at: 0,
     })?)
 }
@@ -272,6 +273,9 @@ fn checked_config(json: &[u8], what: &str, layers: usize) -> Result<ParsedConfig
         let reason = format!("it lists {} layers where the manifest has {layers}", config.diff_ids.len());
         return Err(ImportError::Malformed { what: format!("image configuration {what}"), reason });
     }
+    let accepted = Platform::host().accept(&config.platform);
+    accepted
+        .map_err(|source| ImportError::Manifest { what: format!("image configuration {what}"), source })?;
     Ok(config)
 }
 

@@ -45,6 +45,7 @@ pub(super) fn import_root_fs(
         size: unpacked.size,
         config: config.config,
         layers: vec![layer.clone()],
+        folders: Vec::new(),
         tagged_at: 0,
     });
     if committed.is_err() {

@@ -11,6 +11,7 @@ mod entry;
 mod pax;
 mod remove;
 mod root;
+pub mod settle;
 mod sparse;
 pub mod tar;
 mod xattr;

@@ -167,8 +167,9 @@ impl<R: Read> TarReader<R> {
         Ok(member)
     }
 
+    /// `size` comes from the archive; one that no stream can hold is cut, and found out as a truncated archive.
     fn begin_data(&mut self, size: u64) {
-        self.unread = size;
+        self.unread = size.min(u64::MAX - BLOCK as u64);
         self.padding = (BLOCK as u64 - size % BLOCK as u64) % BLOCK as u64;
     }
 
@@ -274,7 +275,8 @@ fn member(header: &Header, type_flag: u8, mut ext: Extensions) -> io::Result<Mem
             )));
         }
     };
-    let id = |value: io::Result<u64>| value.ok().and_then(|v| u32::try_from(v).ok());
+    let old = header.as_old();
+    let id = |field: &[u8], value: io::Result<u64>| number(field, value).and_then(|v| u32::try_from(v).ok());
     let bad = |what: &str| malformed(format!("{}: its {what} is not usable", printable(&header_path)));
     let size = match ext.size {
         Some(size) => size,
@@ -291,9 +293,9 @@ fn member(header: &Header, type_flag: u8, mut ext: Extensions) -> io::Result<Mem
         kind,
         link: ext.link.take().unwrap_or_else(|| header.link_name_bytes().unwrap_or_default().into_owned()),
         path: ext.path.take().unwrap_or_else(|| header_path.clone().into_owned()),
-        mode: header.mode().map_err(|_| bad("mode"))? & 0o7777,
-        uid: ext.uid.or_else(|| id(header.uid())).ok_or_else(|| bad("owner"))?,
-        gid: ext.gid.or_else(|| id(header.gid())).ok_or_else(|| bad("group"))?,
+        mode: number(&old.mode, header.mode().map(u64::from)).ok_or_else(|| bad("mode"))? as u32 & 0o7777,
+        uid: ext.uid.or_else(|| id(&old.uid, header.uid())).ok_or_else(|| bad("owner"))?,
+        gid: ext.gid.or_else(|| id(&old.gid, header.gid())).ok_or_else(|| bad("group"))?,
         mtime: ext
             .mtime
             .unwrap_or_else(|| (header.mtime().ok().and_then(|t| i64::try_from(t).ok()).unwrap_or(0), 0)),
@@ -304,6 +306,11 @@ fn member(header: &Header, type_flag: u8, mut ext: Extensions) -> io::Result<Mem
         sparse: ext.sparse_size.map(|size| Sparse { size, segments: Vec::new() }),
         offset: 0,
     })
+}
+
+/// A numeric field; blank is zero, as other readers have it.
+fn number(field: &[u8], value: io::Result<u64>) -> Option<u64> {
+    if field.iter().all(|b| matches!(b, 0 | b' ')) { Some(0) } else { value.ok() }
 }
 
 fn trim_nul(mut bytes: Vec<u8>) -> Vec<u8> {
@@ -319,4 +326,84 @@ pub(super) fn malformed(reason: impl Into<String>) -> io::Error {
 
 fn truncated() -> io::Error {
     io::Error::new(io::ErrorKind::UnexpectedEof, "the archive ends in the middle of a member")
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn walk(bytes: &[u8]) -> io::Result<Vec<(Member, Vec<u8>)>> {
+        let mut reader = TarReader::new(bytes);
+        let mut members = Vec::new();
+        while let Some(member) = reader.next_member()? {
+            let mut data = Vec::new();
+            reader.data().read_to_end(&mut data)?;
+            members.push((member, data));
+        }
+        Ok(members)
+    }
+
+    fn archive(name: &str, content: &[u8]) -> Vec<u8> {
+        let mut builder = tar::Builder::new(Vec::new());
+        let mut header = Header::new_gnu();
+        header.set_size(content.len() as u64);
+        header.set_mode(0o4755);
+        header.set_uid(7);
+        header.set_gid(8);
+        header.set_mtime(9);
+        builder.append_pax_extensions([("mtime", &b"10.5"[..])]).unwrap();
+        builder.append_data(&mut header, name, content).unwrap();
+        builder.into_inner().unwrap()
+    }
+
+    #[test]
+    fn what_the_tar_crate_writes_is_read() {
+        for length in [1, 99, 100, 101, 255, 300] {
+            let name = "n".repeat(length);
+            let members = walk(&archive(&name, b"content")).unwrap();
+            let (member, data) = &members[0];
+            assert_eq!((&member.path[..], &data[..]), (name.as_bytes(), &b"content"[..]));
+            assert_eq!(
+                (member.mode, member.uid, member.gid, member.mtime),
+                (0o4755, 7, 8, (10, 500_000_000))
+            );
+            assert_eq!(members.len(), 1);
+        }
+    }
+
+    #[test]
+    fn impossible_sizes_are_truncated_archives() {
+        let mut builder = tar::Builder::new(Vec::new());
+        builder.append_pax_extensions([("size", &b"18446744073709551615"[..])]).unwrap();
+        let mut header = Header::new_gnu();
+        header.set_size(1);
+        builder.append_data(&mut header, "x", &b"y"[..]).unwrap();
+        let error = walk(&builder.into_inner().unwrap()).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof, "{error}");
+    }
+
+    proptest! {
+        #[test]
+        fn no_archive_makes_the_reader_panic_or_grow(
+            content in prop::collection::vec(any::<u8>(), 0..2000),
+            changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..6),
+            kind in prop::sample::select(b"01234567SLKxgV\0".to_vec()),
+        ) {
+            let mut bytes = archive("some/name", &content);
+            // The member's own header follows the extension's two blocks; the checksum is set right afterwards.
+            bytes[1024 + 156] = kind;
+            for (at, byte) in &changes {
+                let at = at.index(bytes.len());
+                bytes[at] = *byte;
+            }
+            let mut header = Header::from_byte_slice(&bytes[1024..1536]).clone();
+            header.set_cksum();
+            bytes[1024..1536].copy_from_slice(header.as_bytes());
+            if let Ok(members) = walk(&bytes) {
+                prop_assert!(members.iter().map(|(_, data)| data.len()).sum::<usize>() <= bytes.len());
+            }
+        }
+    }
 }

@@ -43,9 +43,9 @@ pub enum RegistryError {
         /// The registry's words.
         message: String,
     },
-    /// A redirect that leads nowhere useful.
+    /// A redirect or a byte range that cannot be followed.
     #[error("{url}: {reason}")]
-    Redirect {
+    Unusable {
         /// What was asked.
         url: String,
         /// What is wrong.
@@ -110,7 +110,7 @@ impl RegistryError {
             Self::Http(error) => error.is_transient(),
             Self::NotFound { .. }
             | Self::Unauthorized { .. }
-            | Self::Redirect { .. }
+            | Self::Unusable { .. }
             | Self::Token { .. }
             | Self::WrongDigest { .. }
             | Self::WrongSize { .. }
@@ -134,7 +134,7 @@ impl RegistryError {
             Self::NotFound { .. }
             | Self::Unauthorized { .. }
             | Self::RateLimited { .. }
-            | Self::Redirect { .. }
+            | Self::Unusable { .. }
             | Self::Token { .. }
             | Self::WrongDigest { .. }
             | Self::WrongSize { .. }

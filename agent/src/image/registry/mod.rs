@@ -212,20 +212,20 @@ impl Registry {
             }
             let location = response.headers().get(header::LOCATION).and_then(|l| l.to_str().ok());
             let target =
-                location.and_then(|l| redirect_target(&url, l)).ok_or_else(|| RegistryError::Redirect {
+                location.and_then(|l| redirect_target(&url, l)).ok_or_else(|| RegistryError::Unusable {
                     url: url.clone(),
                     reason: format!("a redirect to {:?} cannot be followed", location.unwrap_or_default()),
                 })?;
             if target.starts_with("http://") && url.starts_with("https://") {
                 let reason = format!("a redirect from TLS to plain HTTP ({target}) is refused");
-                return Err(RegistryError::Redirect { url, reason });
+                return Err(RegistryError::Unusable { url, reason });
             }
             if authority(&target) != authority(&url) {
                 request.headers.remove(header::AUTHORIZATION);
             }
             request.url = target;
         }
-        Err(RegistryError::Redirect { url: request.url, reason: "too many redirects".into() })
+        Err(RegistryError::Unusable { url: request.url, reason: "too many redirects".into() })
     }
 }
 

@@ -75,9 +75,9 @@ impl Store {
     pub fn drop_unused(&self, diff_ids: &[Digest]) -> Result<(), StoreError> {
         let work = self.begin()?;
         let _lock = self.lock()?;
-        let kept: BTreeSet<Digest> = self.records()?.into_iter().flat_map(|(r, _)| r.layers).collect();
-        for diff_id in diff_ids.iter().filter(|d| !kept.contains(d)) {
-            self.discard_layer(diff_id, &work)?;
+        let kept = self.kept_folders()?;
+        for folder in diff_ids.iter().map(Digest::file_name).filter(|folder| !kept.contains(folder)) {
+            self.discard_layer(&folder, &work)?;
         }
         Ok(())
     }
@@ -91,15 +91,15 @@ impl Store {
         let work = self.begin()?;
         let mut reclaimed = Reclaimed::default();
         let _lock = self.lock()?;
-        let kept: BTreeSet<Digest> = self.records()?.into_iter().flat_map(|(r, _)| r.layers).collect();
+        let kept = self.kept_folders()?;
         let folder = self.root.join("layers");
         for entry in fs::read_dir(&folder).at("read", &folder)? {
             let entry = entry.at("read", &folder)?;
-            let Some(diff_id) = entry.file_name().to_str().and_then(Digest::from_file_name) else { continue };
+            let Ok(layer) = entry.file_name().into_string() else { continue };
             let changed = entry.metadata().and_then(|m| m.modified()).at("look at", &entry.path())?;
             let old = now.duration_since(changed).is_ok_and(|idle| idle >= age);
-            if old && !kept.contains(&diff_id) {
-                reclaimed.bytes += self.discard_layer(&diff_id, &work)?;
+            if old && !kept.contains(&layer) {
+                reclaimed.bytes += self.discard_layer(&layer, &work)?;
                 reclaimed.layers += 1;
             }
         }

@@ -18,6 +18,7 @@ mod gc;
 mod hold;
 mod partial;
 mod record;
+mod settle;
 mod work;
 
 use std::collections::{BTreeSet, HashMap};
@@ -212,8 +213,12 @@ impl Store {
     /// Where a layer's files are, if it is whole.
     #[must_use]
     pub fn layer(&self, diff_id: &Digest) -> Option<PathBuf> {
-        let folder = self.layer_path(diff_id);
-        folder.join(record::MARK).exists().then(|| folder.join("fs"))
+        self.whole_layer(&diff_id.file_name())
+    }
+
+    fn whole_layer(&self, folder: &str) -> Option<PathBuf> {
+        let path = self.root.join("layers").join(folder);
+        path.join(record::MARK).exists().then(|| path.join("fs"))
     }
 
     /// Records an image whose layers are all there. Its tags are taken from whoever had them; names of an image recorded
@@ -222,8 +227,9 @@ impl Store {
     /// # Errors
     /// [`StoreError::MissingLayers`] if a layer is not there (any more), and failing file operations.
     pub fn commit(&self, mut record: Record) -> Result<Image, StoreError> {
+        record.folders = self.settle(&record)?;
         let _lock = self.lock()?;
-        if record.layers.iter().any(|diff_id| self.layer(diff_id).is_none()) {
+        if record.kept_folders().any(|folder| self.whole_layer(&folder).is_none()) {
             return Err(StoreError::MissingLayers { id: record.id });
         }
         if let Some((before, _)) = self.read_record(&record.id)? {
@@ -267,9 +273,9 @@ impl Store {
             let path = self.record_path(id);
             fs::remove_file(&path).at("remove", &path)?;
             self.new_generation()?;
-            let kept: BTreeSet<Digest> = self.records()?.into_iter().flat_map(|(r, _)| r.layers).collect();
-            for diff_id in record.layers.iter().filter(|d| !kept.contains(d)) {
-                freed += self.discard_layer(diff_id, &work)?;
+            let kept = self.kept_folders()?;
+            for folder in record.kept_folders().filter(|folder| !kept.contains(folder)) {
+                freed += self.discard_layer(&folder, &work)?;
             }
         }
         Ok(freed)
@@ -292,18 +298,26 @@ impl Store {
         Err(StoreError::NotFound(name))
     }
 
+    /// Folders of layers that some image needs.
+    fn kept_folders(&self) -> Result<BTreeSet<String>, StoreError> {
+        Ok(self.records()?.iter().flat_map(|(record, _)| record.kept_folders()).collect())
+    }
+
     /// Moves a layer out of sight at once; its files go when `work` is dropped, after the lock. Returns its bytes.
-    fn discard_layer(&self, diff_id: &Digest, work: &Work) -> Result<u64, StoreError> {
-        let path = self.layer_path(diff_id);
-        let size = self.layer_mark(diff_id).map_or(0, |mark| mark.size);
-        match fs::rename(&path, work.path().join(diff_id.file_name())) {
+    fn discard_layer(&self, folder: &str, work: &Work) -> Result<u64, StoreError> {
+        let path = self.root.join("layers").join(folder);
+        // The files of a settled copy belong to the layer it was copied from.
+        let size =
+            Digest::from_file_name(folder).and_then(|d| self.layer_mark(&d)).map_or(0, |mark| mark.size);
+        match fs::rename(&path, work.path().join(folder)) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(0),
             other => other.map(|()| size).at("remove", &path),
         }
     }
 
     fn image(&self, record: Record, last_used: SystemTime) -> Option<Image> {
-        let layers = record.layers.iter().map(|d| self.layer(d)).collect::<Option<Vec<_>>>()?;
+        let layers =
+            record.layer_folders().iter().map(|f| self.whole_layer(f)).collect::<Option<Vec<_>>>()?;
         Some(Image {
             id: record.id,
             repo_tags: record.tags.into_iter().collect(),

@@ -15,6 +15,9 @@ use super::{At, Store, StoreError};
 /// The file whose presence says that a layer is whole.
 pub(super) const MARK: &str = "layer.json";
 
+/// The extension of a file on its way to its name.
+pub(super) const UNRENAMED: &str = "new";
+
 /// One image as it stands on the disk.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -31,9 +34,28 @@ pub struct Record {
     pub config: ImageConfig,
     /// diffIDs, lowest layer first.
     pub layers: Vec<Digest>,
+    /// Folders of the layers where they differ from the layers' own: see `layers::settle`. As long as `layers`, or empty.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub folders: Vec<String>,
     /// When the record was written, in milliseconds since 1970: of two owners of a tag the later one has it.
     #[serde(default)]
     pub tagged_at: u64,
+}
+
+impl Record {
+    /// Folders of the image's layers below `layers/`, lowest first.
+    pub(super) fn layer_folders(&self) -> Vec<String> {
+        let own = |(i, diff_id): (usize, &Digest)| {
+            self.folders.get(i).cloned().unwrap_or_else(|| diff_id.file_name())
+        };
+        self.layers.iter().enumerate().map(own).collect()
+    }
+
+    /// Every folder that must stay for this image: the layers it uses, and those they were copied from.
+    pub(super) fn kept_folders(&self) -> impl Iterator<Item = String> {
+        let own = self.layers.iter().map(Digest::file_name).collect::<Vec<_>>();
+        own.into_iter().chain(self.folders.clone())
+    }
 }
 
 /// What is known about a whole layer.
@@ -123,7 +145,7 @@ fn read(path: &Path) -> Result<Option<(Record, SystemTime)>, StoreError> {
 
 /// Writes a file that is there in full or not at all. The store's lock keeps a second writer away.
 pub(super) fn write_atomically(path: &Path, content: &[u8]) -> Result<(), StoreError> {
-    let beside = path.with_extension("new");
+    let beside = path.with_extension(UNRENAMED);
     let write = || {
         let mut file = File::create(&beside)?;
         file.write_all(content)?;

@@ -25,6 +25,7 @@ fn record(id: &[u8], tags: &[&str], layers: Vec<Digest>) -> Record {
         size: 10,
         config: ImageConfig::default(),
         layers,
+        folders: Vec::new(),
         tagged_at: 0,
     }
 }

@@ -12,7 +12,7 @@ use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, Flock, FlockArg, RenameFlags, renameat2};
 
 use super::super::layers::{Unpacked, remove_path};
-use super::record::{LayerMark, MARK, sync_folder};
+use super::record::{LayerMark, MARK, UNRENAMED, sync_folder};
 use super::{At, Store, StoreError};
 
 /// A folder for one operation, removed when dropped.
@@ -72,26 +72,31 @@ impl Store {
     /// # Errors
     /// Failing file operations.
     pub fn commit_layer(&self, work: &Work, unpacked: &Unpacked) -> Result<(), StoreError> {
-        let from = work.path.join("layer");
-        let to = self.layer_path(&unpacked.diff_id);
         let mark = LayerMark {
             diff_id: unpacked.diff_id.clone(),
             size: unpacked.size,
             entries: unpacked.entries,
             implied: unpacked.implied.clone(),
         };
+        self.publish(work, &mark, &unpacked.diff_id.file_name())
+    }
+
+    /// Renames the work's layer to its folder, mark and all, once it is on the disk.
+    pub(super) fn publish(&self, work: &Work, mark: &LayerMark, folder: &str) -> Result<(), StoreError> {
+        let (from, layers) = (work.path.join("layer"), self.root.join("layers"));
+        let to = layers.join(folder);
         let mark_path = from.join(MARK);
-        let json = serde_json::to_vec(&mark).at("write", &mark_path)?;
+        let json = serde_json::to_vec(mark).at("write", &mark_path)?;
         fs::write(&mark_path, json).at("write", &mark_path)?;
-        let folder = File::open(&from).at("open", &from)?;
-        nix::unistd::syncfs(&folder).at("sync", &from)?;
+        let opened = File::open(&from).at("open", &from)?;
+        nix::unistd::syncfs(&opened).at("sync", &from)?;
         match renameat2(AT_FDCWD, &from, AT_FDCWD, &to, RenameFlags::RENAME_NOREPLACE) {
-            Ok(()) => sync_folder(&self.root.join("layers")),
-            Err(Errno::EEXIST | Errno::ENOTEMPTY) if self.layer(&unpacked.diff_id).is_some() => Ok(()),
+            Ok(()) => sync_folder(&layers),
+            Err(Errno::EEXIST | Errno::ENOTEMPTY) if self.whole_layer(folder).is_some() => Ok(()),
             Err(Errno::EEXIST | Errno::ENOTEMPTY) => {
                 // A folder without its mark was damaged by hand or by a failing disk: swap it out.
                 renameat2(AT_FDCWD, &from, AT_FDCWD, &to, RenameFlags::RENAME_EXCHANGE).at("replace", &to)?;
-                sync_folder(&self.root.join("layers"))
+                sync_folder(&layers)
             }
             Err(errno) => Err(errno).at("rename a layer to", &to),
         }
@@ -104,6 +109,20 @@ impl Store {
             let path = entry.at("read", &folder)?.path();
             if let Some(_lock) = try_lock(&path)? {
                 remove_path(&path).at("remove", &path)?;
+            }
+        }
+        self.sweep_unrenamed()
+    }
+
+    /// Removes files that were written and never renamed. Under the lock: the living have none then.
+    fn sweep_unrenamed(&self) -> Result<(), StoreError> {
+        let _lock = self.lock()?;
+        for folder in [self.root.clone(), self.root.join("records")] {
+            for entry in fs::read_dir(&folder).at("read", &folder)? {
+                let path = entry.at("read", &folder)?.path();
+                if path.extension().is_some_and(|e| e == UNRENAMED) {
+                    fs::remove_file(&path).at("remove", &path)?;
+                }
             }
         }
         Ok(())
