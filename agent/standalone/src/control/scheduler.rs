@@ -147,7 +147,7 @@ fn refuse(registry: &Registry, pod: &Value, reason: &str, why: &str) -> ApiResul
 }
 
 fn choose(entries: &Entries, pod: &Value, entry: &PodEntry, turn: usize) -> Result<String, String> {
-    let mut reasons: BTreeMap<&str, usize> = BTreeMap::new();
+    let mut reasons: BTreeMap<String, usize> = BTreeMap::new();
     let mut fits: Vec<(usize, &String)> = Vec::new();
     for (name, node) in &entries.nodes {
         match misfit(entries, pod, entry, name, node) {
@@ -173,44 +173,34 @@ fn choose(entries: &Entries, pod: &Value, entry: &PodEntry, turn: usize) -> Resu
     Ok(fits[turn % fits.len()].1.clone())
 }
 
-fn misfit(
-    entries: &Entries,
-    pod: &Value,
-    entry: &PodEntry,
-    name: &str,
-    node: &NodeEntry,
-) -> Option<&'static str> {
+fn misfit(entries: &Entries, pod: &Value, entry: &PodEntry, name: &str, node: &NodeEntry) -> Option<String> {
     let spec = &pod["spec"];
-    if let Some(taint) = node.taints.iter().find(|t| t.2 != "PreferNoSchedule" && !tolerated(spec, t)) {
-        return Some(if taint.0.starts_with("node.kubernetes.io/") {
-            "node(s) had untolerated taint(s)"
-        } else {
-            "node(s) had untolerated taint"
-        });
-    }
-    if !node.ready {
-        return Some("node(s) were not ready");
-    }
     let unschedulable = ("node.kubernetes.io/unschedulable".into(), String::new(), "NoSchedule".into());
     if node.unschedulable && !tolerated(spec, &unschedulable) {
-        return Some("node(s) were unschedulable");
+        return Some("node(s) were unschedulable".into());
+    }
+    if let Some(taint) = node.taints.iter().find(|t| t.2 != "PreferNoSchedule" && !tolerated(spec, t)) {
+        return Some(format!("node(s) had untolerated taint {{{}: {}}}", taint.0, taint.1));
+    }
+    if !node.ready {
+        return Some("node(s) were not ready".into());
     }
     let selector = spec["nodeSelector"].as_object();
     let labels_fit =
         selector.into_iter().flatten().all(|(k, v)| node.labels.get(k).map(String::as_str) == v.as_str());
     if !labels_fit || !affinity_fits(spec, name, node) {
-        return Some("node(s) didn't match Pod's node affinity/selector");
+        return Some("node(s) didn't match Pod's node affinity/selector".into());
     }
     let on_node = || entries.pods.values().filter(|p| p.node == name && !p.over);
     if on_node().any(|p| p.host_ports.iter().any(|port| entry.host_ports.contains(port))) {
-        return Some("node(s) didn't have free ports for the requested pod ports");
+        return Some("node(s) didn't have free ports for the requested pod ports".into());
     }
     let used = on_node().fold([0, 0, 0], |u, p| [u[0] + p.cpu, u[1] + p.memory, u[2] + 1000]);
     let wanted = [entry.cpu, entry.memory, 1000];
     let short = ["Insufficient cpu", "Insufficient memory", "Too many pods"];
     (0..3)
         .find(|&i| wanted[i] > 0 && node.allocatable[i].is_some_and(|a| used[i] + wanted[i] > a))
-        .map(|i| short[i])
+        .map(|i| short[i].into())
 }
 
 fn tolerated(spec: &Value, (key, value, effect): &(String, String, String)) -> bool {
@@ -290,7 +280,7 @@ mod tests {
         down.ready = false;
         let e = entries(&[("a", tainted), ("b", node(100)), ("c", down)], &[]);
         let why = choose(&e, &json!({}), &pod("p", "", 500), 0).unwrap_err();
-        let want = "0/3 nodes are available: 1 Insufficient cpu, 1 node(s) had untolerated taint, 1 node(s) were not ready.";
+        let want = "0/3 nodes are available: 1 Insufficient cpu, 1 node(s) had untolerated taint {k: v}, 1 node(s) were not ready.";
         assert_eq!(why, want);
         let tolerant = json!({"spec": {"tolerations": [{"key": "k", "operator": "Exists"}]}});
         assert_eq!(choose(&e, &tolerant, &pod("p", "", 500), 0), Ok("a".into()));

@@ -1,4 +1,4 @@
-//! Reads the body of a request: JSON or YAML, of a bounded size, held against the schema.
+//! Reads the body of a request: JSON, YAML or protobuf, of a bounded size, held against the schema.
 
 use http::HeaderMap;
 use http::header::CONTENT_TYPE;
@@ -33,7 +33,7 @@ pub fn media_type(headers: &HeaderMap) -> &str {
     text.split(';').next().unwrap_or_default().trim()
 }
 
-/// Parses a body of JSON or YAML.
+/// Parses a body.
 ///
 /// # Errors
 /// 400, 415.
@@ -41,7 +41,11 @@ pub fn parse(headers: &HeaderMap, bytes: &[u8]) -> ApiResult<Value> {
     match media_type(headers) {
         "application/json" | "" | "*/*" | "application/x-www-form-urlencoded" => parse_json(bytes),
         "application/yaml" | "application/x-yaml" => parse_yaml(bytes),
-        _ => Err(ApiError::unsupported_media("application/json, application/yaml")),
+        "application/vnd.kubernetes.protobuf" => schema::decode_protobuf(bytes)
+            .map_err(|why| ApiError::bad_request(format!("error decoding protobuf: {why}"))),
+        _ => Err(ApiError::unsupported_media(
+            "application/json, application/yaml, application/vnd.kubernetes.protobuf",
+        )),
     }
 }
 

@@ -14,6 +14,9 @@ use crate::status::{ApiError, ApiResult};
 /// # Errors
 /// 404.
 pub fn answer(path: &str) -> ApiResult<Response> {
+    if path == "/openapi/v2" {
+        return Ok(version_two());
+    }
     match path.strip_prefix("/openapi/v3") {
         Some("") => Ok(respond::value(&index())),
         Some("/api/v1") => Ok(respond::value(&document(""))),
@@ -26,6 +29,23 @@ pub fn answer(path: &str) -> ApiResult<Response> {
         }
         None => Err(ApiError::no_such_path()),
     }
+}
+
+/// A document without definitions, in the one format that `kubectl` reads: it then skips its own validation.
+fn version_two() -> Response {
+    let field = |number: u8, body: &[u8]| {
+        let mut out = vec![number << 3 | 2, u8::try_from(body.len()).unwrap_or(0)];
+        out.extend_from_slice(body);
+        out
+    };
+    // gnostic's openapi.v2.Document: swagger, info (title, version), paths, definitions.
+    let info = [field(1, b"Kubernetes"), field(2, b"v1.36.0")].concat();
+    let document = [field(1, b"2.0"), field(2, &info), field(8, b""), field(9, b"")].concat();
+    respond::typed(
+        http::StatusCode::OK,
+        "application/com.github.proto-openapi.spec.v2@v1.0+protobuf",
+        document,
+    )
 }
 
 fn index() -> Value {

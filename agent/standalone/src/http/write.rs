@@ -13,7 +13,7 @@ use crate::patch::{self, Format};
 use crate::registry::{DeleteOptions, Deleted, Target, WriteOptions};
 use crate::resource::{ApiResource, Kind};
 use crate::selector::Selector;
-use crate::status::{ApiError, ApiResult, deleted};
+use crate::status::{ApiError, ApiResult, Cause, deleted};
 use crate::store::Slim;
 use crate::strategy::Part;
 
@@ -89,6 +89,9 @@ pub async fn patch(context: &Context<'_>, api: &'static ApiResource, body: Incom
     let format = Format::of(body::media_type(&context.headers))?;
     let mode = Mode::of(&context.request.query)?;
     let bytes = body::read(body).await?;
+    if format == Format::Apply {
+        return apply(context, api, mode, &bytes);
+    }
     let patch = body::parse_json(&bytes)?;
     drop(bytes);
     let mut warnings = Vec::new();
@@ -109,6 +112,45 @@ pub async fn patch(context: &Context<'_>, api: &'static ApiResource, body: Incom
     };
     let stored = context.app.registry.update(target(context, api), options(mode), change)?;
     Ok(finish(read::one(context, api, StatusCode::OK, &stored)?, &warnings))
+}
+
+/// PATCH with an apply configuration: creates what is not there.
+fn apply(context: &Context<'_>, api: &'static ApiResource, mode: Mode, bytes: &[u8]) -> ApiResult<Response> {
+    let query = &context.request.query;
+    let manager = query.get("fieldManager");
+    if manager.is_empty() {
+        let cause = Cause::required("fieldManager", "is required for apply patch");
+        return Err(ApiError::invalid("meta.k8s.io", "PatchOptions", "", &[cause]));
+    }
+    if events_v1::applies(api) {
+        return Err(ApiError::unsupported_media("application/merge-patch+json"));
+    }
+    let mut config = body::parse_yaml(bytes)?;
+    let warnings = body::admit(api, &mut config, mode)?;
+    if !object::items(&config["metadata"], "managedFields").is_empty() {
+        return Err(ApiError::bad_request("metadata.managedFields must be nil"));
+    }
+    let (api_version, now) = (api.api_version(), object::now());
+    let force = query.is_true("force");
+    let applier =
+        patch::Applier { manager, force, type_name: api.schema, api_version: &api_version, now: &now };
+    let registry = &context.app.registry;
+    let request = &context.request;
+    let updated = registry.update(target(context, api), options(mode), |old| {
+        let new = patch::server_side(applier, old, &config)?;
+        restrict(context, api, &new)?;
+        Ok(new)
+    });
+    let (status, stored) = match updated {
+        Err(error) if error.code == 404 && request.subresource.is_empty() => {
+            let mut new = patch::server_side(applier, &Value::Null, &config)?;
+            object::metadata(&mut new).insert("name".into(), request.name.as_str().into());
+            restrict(context, api, &new)?;
+            (StatusCode::CREATED, registry.create(api, &request.namespace, new, options(mode))?)
+        }
+        other => (StatusCode::OK, other?),
+    };
+    Ok(finish(read::one(context, api, status, &stored)?, &warnings))
 }
 
 /// The options of a deletion, from the body or the query.

@@ -1,6 +1,9 @@
 //! The patch formats of the API: JSON patch (RFC 6902), merge patch (RFC 7386), strategic merge patch, apply.
 
+mod apply;
 mod strategic;
+
+pub use apply::{Applier, apply as server_side};
 
 use serde_json::Value;
 
@@ -55,6 +58,7 @@ pub fn apply(format: Format, object: &Value, patch: &Value, type_name: &'static 
         Format::Strategic => {
             strategic::merge(&mut result, patch, type_name).map_err(ApiError::bad_request)?
         }
+        // Applied by `server_side`, which needs to know who applies.
         Format::Apply => return Err(ApiError::unsupported_media(ACCEPTED)),
     }
     if !result.is_object() {

@@ -34,6 +34,9 @@ fn field_of(kind: Type, name: &str) -> Option<Field> {
             list_keys: None,
             set: false,
             atomic: false,
+            number: 0,
+            outer: 0,
+            keep_zero: true,
         }),
         _ => None,
     }

@@ -21,7 +21,7 @@ pub enum Strictness {
 /// The paths of fields that the type does not have.
 pub type Unknown = Vec<String>;
 
-/// Checks an object against a type, drops what the type does not have and drops null values.
+/// Checks an object against a type, drops what the type does not have, null values, and zeros that JSON leaves out.
 ///
 /// # Errors
 /// A sentence about the first value of a wrong type.
@@ -50,7 +50,12 @@ fn check_struct(
         }
         match fields.iter().find(|f| f.name == key) {
             Some(_) if item.is_null() => drop.push(key.clone()),
-            Some(field) => check_value(item, field.kind, &join(path, key), out)?,
+            Some(field) => {
+                check_value(item, field.kind, &join(path, key), out)?;
+                if field.omits(item) {
+                    drop.push(key.clone());
+                }
+            }
             None => {
                 out.push(join(path, key));
                 drop.push(key.clone());

@@ -62,6 +62,11 @@ pub fn carry_over(old: &Value, new: &mut Value, causes: &mut Vec<Cause>) {
         }
     }
     metadata(new).remove("selfLink");
+    // Who updates without a word about ownership leaves it as it is.
+    if at(new, &["metadata", "managedFields"]).is_null() && !at(old, &["metadata", "managedFields"]).is_null()
+    {
+        metadata(new).insert("managedFields".into(), old["metadata"]["managedFields"].clone());
+    }
     if object::is_terminating(old) {
         let before = object::items(&old["metadata"], "finalizers");
         let added: Vec<Value> = object::items(&new["metadata"], "finalizers")
