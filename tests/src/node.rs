@@ -222,6 +222,14 @@ impl Node {
         Ok(text)
     }
 
+    /// The last line of a page, fetched from the node's network namespace.
+    pub fn fetch(&self, address: &str, port: u16) -> anyhow::Result<String> {
+        let script = format!(
+            "printf 'GET / HTTP/1.0\\r\\n\\r\\n' | /bin/busybox nc -w 5 {address} {port} | tail -n 1"
+        );
+        self.run_inside(&["sh", "-c", &script])
+    }
+
     /// Runs one of orlop's commands on this node; its standard output.
     pub fn orlop(&self, args: &[&str]) -> anyhow::Result<String> {
         let output = self.orlop_output(args)?;

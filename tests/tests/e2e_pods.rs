@@ -59,24 +59,16 @@ fn two_pods_behind_a_service_answer_and_leave_nothing() -> anyhow::Result<()> {
     let vip = service["spec"]["clusterIP"].as_str().context("no clusterIP")?;
 
     // From the node, from a pod to a pod, and through the service until both have answered.
-    let page = node.run_inside(&[
-        "/bin/busybox",
-        "wget",
-        "-qO-",
-        "-T",
-        "5",
-        &format!("http://{}:8080/", addresses[0]),
-    ])?;
+    let page = node.fetch(&addresses[0], 8080)?;
     ensure!(page.trim() == "web-0", "page of web-0 is {page:?}");
-    let url = format!("http://{}:8080/", addresses[1]);
-    let page = node.orlop(&["exec", "web-0", "--", "wget", "-qO-", "-T", "5", &url])?;
+    let script = format!("printf 'GET / HTTP/1.0\\r\\n\\r\\n' | nc -w 5 {} 8080 | tail -n 1", addresses[1]);
+    let page = node.orlop(&["exec", "web-0", "--", "sh", "-c", &script])?;
     ensure!(page.trim() == "web-1", "page of web-1 is {page:?}");
     let mut seen = std::collections::BTreeSet::new();
     let start = Instant::now();
     while seen.len() < 2 {
         ensure!(start.elapsed() < LONG, "only {seen:?} answer behind {vip}: {}", node.log());
-        let url = format!("http://{vip}/");
-        if let Ok(page) = node.run_inside(&["/bin/busybox", "wget", "-qO-", "-T", "2", &url]) {
+        if let Ok(page) = node.fetch(vip, 80) {
             seen.insert(page.trim().to_owned());
         }
     }
