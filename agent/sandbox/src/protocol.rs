@@ -358,6 +358,9 @@ pub enum FailureKind {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Event {
+    /// A container runs. Also the answer to the call that started it; the event is for a daemon that came back while the
+    /// call was under way.
+    Started(ContainerRecord),
     /// A container's PID 1 ended, or (the record then says `StartFailed`) an attempt to start it failed. The latter is
     /// also the answer to the call; the event is for a daemon that came back while the call was under way.
     Exited(ContainerRecord),

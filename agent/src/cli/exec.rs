@@ -145,7 +145,7 @@ impl Session {
     fn note(&mut self, event: &Event) {
         match event {
             Event::ExecExited { exec_id, exit_code } => self.exits.push((*exec_id, *exit_code)),
-            Event::Exited(_) => {}
+            Event::Started(_) | Event::Exited(_) => {}
         }
     }
 

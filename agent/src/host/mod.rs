@@ -81,7 +81,7 @@ impl NodeHost {
         }
         let volumes =
             Volumes::new(&parts.settings.run_dir, &parts.settings.root_dir, Arc::clone(&parts.objects));
-        Ok(Self {
+        let host = Self {
             settings: parts.settings,
             cgroups: parts.cgroups,
             supervisors,
@@ -91,7 +91,19 @@ impl NodeHost {
             puller: parts.puller,
             objects: parts.objects,
             services: parts.services,
-        })
+        };
+        host.link_adopted_logs();
+        Ok(host)
+    }
+
+    /// A daemon that was killed while a container started has not linked its log.
+    fn link_adopted_logs(&self) {
+        for uid in self.supervisors.present() {
+            let Ok(pod) = files::read_json::<Pod>(&self.settings.snapshot(&uid)) else { continue };
+            for record in self.supervisors.records(&uid) {
+                self.link_log(&pod, &record);
+            }
+        }
     }
 
     /// Frees leases and links of pods that are not among the living.

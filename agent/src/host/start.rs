@@ -188,7 +188,7 @@ impl NodeHost {
     }
 
     /// The link that log collectors follow. Its absence loses no log line, so a failure is only told.
-    fn link_log(&self, pod: &Pod, record: &ContainerRecord) {
+    pub(super) fn link_log(&self, pod: &Pod, record: &ContainerRecord) {
         let dir = &self.settings.container_logs_dir;
         let name =
             format!("{}_{}_{}-{}.log", pod.name(), pod.namespace(), record.id.name, record.container_id);

@@ -190,6 +190,7 @@ impl Supervisor {
         for caller in waiting {
             self.answer(caller, Ok(Answer::Started(record.clone())), None);
         }
+        self.announce(Event::Started(record));
         if let Some(number) = early_signal {
             // Gone already: then its end is about to be handled.
             let _ = signal(pid, number);

@@ -201,6 +201,10 @@ impl Supervisors {
     async fn read(self: Arc<Self>, uid: PodUid, connection: Connection) {
         connection
             .read(|event| match event {
+                Event::Started(record) => {
+                    self.set_record(&uid, record);
+                    self.announce(&uid);
+                }
                 Event::Exited(record) => {
                     if let Some(entry) = self.lock().get_mut(&uid) {
                         entry.records.insert(record.id.clone(), record);
