@@ -63,7 +63,10 @@ impl Netns {
         let open_error = |source| NetnsError::Open { path: path.to_owned(), source };
         let file = match File::open(path) {
             Ok(file) => file,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(NetnsError::Gone(path.to_owned())),
+            // ESRCH is /proc's word for a process that has just ended.
+            Err(e) if e.kind() == io::ErrorKind::NotFound || e.raw_os_error() == Some(libc::ESRCH) => {
+                return Err(NetnsError::Gone(path.to_owned()));
+            }
             Err(e) => return Err(open_error(e)),
         };
         let statfs = fstatfs(&file).map_err(|e| open_error(e.into()))?;

@@ -106,6 +106,10 @@ fn a_second_add_returns_what_is_there_and_an_unfinished_one_is_undone() {
         let runtime = world.runtime(RANGE);
         assert_eq!(runtime.add(&attachment("a", &a)).unwrap(), first);
         assert_eq!(runtime.attached(&attachment("a", &a)).unwrap(), Some(first.clone()));
+        // The sandbox lost its interface.
+        a.sh("ip link del eth0");
+        assert_ne!(runtime.add(&attachment("a", &a)).unwrap().ips, first.ips);
+        assert_eq!(a.links(), ["eth0", "lo"]);
         // The sandbox was made anew with the same ID: the old attachment is undone.
         let again = runtime.add(&attachment("a", &b)).unwrap();
         assert_ne!(again.ips, first.ips);
@@ -201,4 +205,69 @@ fn the_mtu_follows_the_uplink_unless_it_is_given() {
         let result = runtime.add(&attachment("b", &b)).unwrap().result;
         assert_eq!(result.interfaces[2].mtu, Some(1300));
     });
+}
+
+#[test]
+fn a_full_range_is_not_ready_and_says_so() {
+    if !root() {
+        return;
+    }
+    let world = World::new();
+    let pods = [Ns::new(), Ns::new()];
+    world.node.run(|| {
+        let runtime = world.runtime(&["10.244.1.0/30"]);
+        runtime.status().unwrap();
+        runtime.add(&attachment("a", &pods[0])).unwrap();
+        assert_eq!(runtime.status().unwrap_err().code(), Some(50));
+        let error = runtime.add(&attachment("b", &pods[1])).unwrap_err();
+        assert!(error.to_string().contains("no address is free in 10.244.1.1-10.244.1.2"), "{error}");
+        runtime.del(&attachment("a", &pods[0])).unwrap();
+        runtime.settle();
+        runtime.add(&attachment("b", &pods[1])).unwrap();
+    });
+}
+
+#[test]
+fn many_threads_share_one_runtime() {
+    if !root() {
+        return;
+    }
+    let world = World::new();
+    world.node.run(|| {
+        let runtime = world.runtime(&["10.244.1.0/26"]);
+        std::thread::scope(|scope| {
+            for worker in 0..8 {
+                let runtime = &runtime;
+                scope.spawn(move || {
+                    let pod = Ns::new();
+                    let wanted = attachment(&format!("w{worker}"), &pod);
+                    for round in 0..20 {
+                        let got = runtime.add(&wanted).unwrap();
+                        assert!(
+                            pod.sh("ip addr show eth0").contains(&got.ips[0].to_string()),
+                            "round {round}"
+                        );
+                        runtime.del(&wanted).unwrap();
+                    }
+                });
+            }
+        });
+        runtime.settle();
+        assert_leases(&world, 0);
+        assert_eq!(world.node.pod_links(), [""; 0]);
+    });
+}
+
+#[test]
+fn a_router_s_advertisements_are_still_heard() {
+    if !root() {
+        return;
+    }
+    let world = World::new();
+    let pod = Ns::new();
+    let before = world.node.sh("cat /proc/sys/net/ipv6/conf/up0/accept_ra");
+    assert_eq!(before.trim(), "1");
+    world.node.run(|| world.runtime(&["fd00:244:1::/64"]).add(&attachment("a", &pod)).unwrap());
+    assert_eq!(world.node.sh("cat /proc/sys/net/ipv6/conf/up0/accept_ra").trim(), "2");
+    assert_eq!(world.node.sh("cat /proc/sys/net/ipv6/conf/all/forwarding").trim(), "1");
 }

@@ -79,7 +79,7 @@ impl Channel {
     pub fn addresses(&mut self, index: u32) -> Result<Vec<(u32, IpNet)>, NetlinkError> {
         let mut message = AddressMessage::default();
         message.header.index = index;
-        let found = self.dump("list addresses", RouteNetlinkMessage::GetAddress(message))?;
+        let found = self.dump("list addresses", &RouteNetlinkMessage::GetAddress(message))?;
         let described = found.into_iter().filter_map(describe);
         Ok(described.filter(|(i, _)| index == 0 || *i == index).collect())
     }

@@ -4,7 +4,7 @@
 
 use std::collections::HashSet;
 
-use netlink_packet_core::{DefaultNla, NLM_F_DUMP};
+use netlink_packet_core::DefaultNla;
 use netlink_packet_netfilter::{
     NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily, NetfilterSubsystem,
 };
@@ -33,13 +33,8 @@ impl Channel {
         let what = "list tracked flows";
         let ports: HashSet<u16> = ports.iter().copied().collect();
         let mut found = Vec::new();
-        let sequence =
-            self.send(what, message(NetfilterProtoFamily::Unspec, CT_GET, Vec::new()), NLM_F_DUMP)?;
-        self.read_until_end(what, sequence, |frame| {
-            if let Some(flow) = flow_to(frame, &ports) {
-                found.push(flow);
-            }
-            Ok(())
+        self.dump_frames(what, &message(NetfilterProtoFamily::Unspec, CT_GET, Vec::new()), |frame| {
+            found.extend(flow_to(frame, &ports));
         })?;
         for flow in found {
             unless(self.ack("forget a tracked flow", flow, 0), &[Errno::ENOENT])?;

@@ -108,7 +108,7 @@ impl Channel {
     /// As the kernel answers.
     pub fn links(&mut self) -> Result<Vec<Link>, NetlinkError> {
         let message = LinkMessageBuilder::<LinkUnspec>::new().append_extra_attribute(no_statistics()).build();
-        let found = self.dump("list links", RouteNetlinkMessage::GetLink(message))?;
+        let found = self.dump("list links", &RouteNetlinkMessage::GetLink(message))?;
         Ok(found.into_iter().filter_map(describe).collect())
     }
 

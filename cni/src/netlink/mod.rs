@@ -36,6 +36,9 @@ pub use shaping::Bucket;
 /// A dump's datagrams are at most 32 KiB since Linux 3.15.
 const BUFFER_BYTES: usize = 32 * 1024;
 
+/// How often a listing is begun anew when what is listed changes meanwhile.
+const LISTING_TRIES: usize = 16;
+
 const NEW: u16 = NLM_F_CREATE | NLM_F_EXCL;
 const PUT: u16 = NLM_F_CREATE | NLM_F_REPLACE;
 
@@ -81,6 +84,8 @@ pub struct Channel {
     socket: Socket,
     sequence: u32,
     buffer: Vec<u8>,
+    /// Whether what was listed last changed meanwhile.
+    interrupted: bool,
 }
 
 impl Channel {
@@ -110,7 +115,7 @@ impl Channel {
         socket.connect(&SocketAddr::new(0, 0)).map_err(io)?;
         socket.set_cap_ack(true).map_err(io)?;
         socket.set_ext_ack(true).map_err(io)?;
-        Ok(Self { socket, sequence: 1, buffer: Vec::with_capacity(BUFFER_BYTES) })
+        Ok(Self { socket, sequence: 1, buffer: Vec::with_capacity(BUFFER_BYTES), interrupted: false })
     }
 
     /// Sends a request and waits until the kernel has carried it out.
@@ -125,12 +130,42 @@ impl Channel {
     }
 
     /// Sends a request and returns every object the kernel answers with.
-    fn dump<M>(&mut self, what: &str, message: M) -> Result<Vec<M>, NetlinkError>
+    fn dump<M>(&mut self, what: &str, message: &M) -> Result<Vec<M>, NetlinkError>
     where
-        M: NetlinkSerializable + NetlinkDeserializable,
+        M: NetlinkSerializable + NetlinkDeserializable + Clone,
     {
-        let sequence = self.send(what, message, NLM_F_DUMP)?;
-        self.collect(what, sequence)
+        let mut found = Vec::new();
+        for _ in 0..LISTING_TRIES {
+            let sequence = self.send(what, message.clone(), NLM_F_DUMP)?;
+            found = self.collect(what, sequence)?;
+            if !self.interrupted {
+                break;
+            }
+        }
+        Ok(found)
+    }
+
+    /// Like [`Channel::dump`], with the answers as they are: `each` gets every frame, and may see some twice.
+    fn dump_frames<M>(
+        &mut self,
+        what: &str,
+        message: &M,
+        mut each: impl FnMut(&[u8]),
+    ) -> Result<(), NetlinkError>
+    where
+        M: NetlinkSerializable + Clone,
+    {
+        for _ in 0..LISTING_TRIES {
+            let sequence = self.send(what, message.clone(), NLM_F_DUMP)?;
+            self.read_until_end(what, sequence, |frame| {
+                each(frame);
+                Ok(())
+            })?;
+            if !self.interrupted {
+                break;
+            }
+        }
+        Ok(())
     }
 
     /// Sends a request for one object.
@@ -203,12 +238,14 @@ impl Channel {
         sequence: u32,
         mut each: impl FnMut(&[u8]) -> Result<(), NetlinkError>,
     ) -> Result<(), NetlinkError> {
+        self.interrupted = false;
         loop {
             self.receive(what)?;
             for frame in Frames(&self.buffer) {
                 if frame.sequence != sequence {
                     continue;
                 }
+                self.interrupted |= frame.flags & NLM_F_DUMP_INTR != 0;
                 match frame.end(what) {
                     Some(end) => return end,
                     None => each(frame.bytes)?,
@@ -260,12 +297,15 @@ fn frame<M: NetlinkSerializable>(message: M, flags: u16, sequence: u32) -> Vec<u
     bytes
 }
 
+/// The kernel's mark on a listing that is not of one moment.
+const NLM_F_DUMP_INTR: u16 = 0x10;
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
 const HEADER_BYTES: usize = 16;
 
 struct Frame<'a> {
     kind: u16,
+    flags: u16,
     sequence: u32,
     bytes: &'a [u8],
 }
@@ -315,7 +355,8 @@ impl<'a> Iterator for Frames<'a> {
         let length = usize::try_from(word(0)).ok().filter(|l| *l >= HEADER_BYTES)?;
         let bytes = self.0.get(..length)?;
         self.0 = self.0.get(length.next_multiple_of(4)..).unwrap_or_default();
-        Some(Frame { kind: u16::from_ne_bytes([head[4], head[5]]), sequence: word(8), bytes })
+        let half = |at: usize| u16::from_ne_bytes([head[at], head[at + 1]]);
+        Some(Frame { kind: half(4), flags: half(6), sequence: word(8), bytes })
     }
 }
 

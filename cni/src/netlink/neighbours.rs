@@ -76,7 +76,7 @@ impl Channel {
     ) -> Result<Vec<(IpAddr, [u8; 6])>, NetlinkError> {
         let mut message = NeighbourMessage::default();
         message.header.family = family;
-        let found = self.dump("list neighbours", RouteNetlinkMessage::GetNeighbour(message))?;
+        let found = self.dump("list neighbours", &RouteNetlinkMessage::GetNeighbour(message))?;
         Ok(found.into_iter().filter_map(|m| describe(m, index)).collect())
     }
 }

@@ -3,6 +3,7 @@
 //! Owns: the framing of a batch, sets and their elements, and reading elements back.
 //! Never: reads rules back. What a chain holds is recognised by the comment it was made with.
 
+use std::collections::HashSet;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -393,15 +394,15 @@ impl Channel {
     /// As the kernel answers.
     pub fn chains(&mut self, table: &str) -> Result<usize, NetlinkError> {
         let what = format!("list the chains of table {table}");
-        let mut count = 0;
-        let request = message(GET_CHAIN, Vec::new());
-        let sequence = self.send(&what, request, netlink_packet_core::NLM_F_DUMP)?;
+        let mut found = HashSet::new();
         let named = [table.as_bytes(), &[0]].concat();
-        self.read_until_end(&what, sequence, |frame| {
-            count += usize::from(attributes(frame).any(|(kind, value)| kind == 1 && value == named));
-            Ok(())
+        self.dump_frames(&what, &message(GET_CHAIN, Vec::new()), |frame| {
+            let parts: Vec<_> = attributes(frame).collect();
+            if parts.iter().any(|(kind, value)| *kind == 1 && *value == named) {
+                found.extend(parts.into_iter().find(|(kind, _)| *kind == 3).map(|(_, name)| name));
+            }
         })?;
-        Ok(count)
+        Ok(found.len())
     }
 
     /// The elements of a set.
@@ -411,15 +412,16 @@ impl Channel {
     pub fn elements(&mut self, table: &str, set: &str) -> Result<Vec<ElementInfo>, NetlinkError> {
         let what = format!("list set {set} of table {table}");
         let request = message(GET_ELEMENT, vec![text(1, table), text(2, set)]);
-        let mut found = Vec::new();
-        let sequence = self.send(&what, request, netlink_packet_core::NLM_F_DUMP)?;
-        let answer = self.read_until_end(&what, sequence, |frame| {
+        let mut found: Vec<ElementInfo> = Vec::new();
+        let answer = self.dump_frames(&what, &request, |frame| {
             for (_, list) in attributes(frame).filter(|(kind, _)| *kind == 3) {
                 found.extend(split(&list).filter_map(|(_, element)| read_element(&element)));
             }
-            Ok(())
         });
         unless(answer, &[Errno::ENOENT])?;
+        // A listing that had to be begun anew shows some twice.
+        let mut seen = HashSet::new();
+        found.retain(|info| seen.insert(info.element.key.clone()));
         Ok(found)
     }
 }

@@ -148,7 +148,7 @@ impl Channel {
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
             let mut message = RouteMessage::default();
             message.header.address_family = family;
-            let routes = self.dump("list routes", RouteNetlinkMessage::GetRoute(message))?;
+            let routes = self.dump("list routes", &RouteNetlinkMessage::GetRoute(message))?;
             found.extend(routes.into_iter().filter_map(describe));
         }
         Ok(found)

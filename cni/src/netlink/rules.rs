@@ -63,7 +63,7 @@ impl Channel {
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
             let mut message = RuleMessage::default();
             message.header.family = family;
-            let rules = self.dump("list rules", RouteNetlinkMessage::GetRule(message))?;
+            let rules = self.dump("list rules", &RouteNetlinkMessage::GetRule(message))?;
             found.extend(rules.into_iter().filter_map(describe));
         }
         Ok(found.into_iter().filter(|r| r.table == table).collect())

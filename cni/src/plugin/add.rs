@@ -118,10 +118,28 @@ fn refuse_own_namespace(netns: &Netns) -> Result<(), CniError> {
 }
 
 fn enable_forwarding(ips: &[IpConfig]) -> Result<(), CniError> {
-    let keys = [("net/ipv4/ip_forward", true), ("net/ipv6/conf/all/forwarding", false)];
-    for (key, v4) in keys {
-        if ips.iter().any(|ip| ip.address.addr().is_ipv4() == v4) {
-            set_sysctl(key, "1").map_err(|e| CniError::new(code::IO, e.to_string()))?;
+    let io = |e: std::io::Error| CniError::new(code::IO, e.to_string());
+    if ips.iter().any(|ip| ip.address.addr().is_ipv4()) {
+        set_sysctl("net/ipv4/ip_forward", "1").map_err(io)?;
+    }
+    if ips.iter().any(|ip| ip.address.addr().is_ipv6()) {
+        keep_router_advertisements().map_err(io)?;
+        set_sysctl("net/ipv6/conf/all/forwarding", "1").map_err(io)?;
+    }
+    Ok(())
+}
+
+/// A node that forwards no longer listens to its router (`accept_ra` 1), and loses its default route, unless it is
+/// told to all the same (2).
+fn keep_router_advertisements() -> std::io::Result<()> {
+    let root = std::path::Path::new("/proc/sys/net/ipv6/conf");
+    if std::fs::read_to_string(root.join("all/forwarding"))?.trim() == "1" {
+        return Ok(());
+    }
+    for entry in std::fs::read_dir(root)? {
+        let path = entry?.path().join("accept_ra");
+        if std::fs::read_to_string(&path).is_ok_and(|value| value.trim() == "1") {
+            std::fs::write(&path, "2")?;
         }
     }
     Ok(())

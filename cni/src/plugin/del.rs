@@ -19,13 +19,13 @@ use super::{Plugin, ipam, names};
 impl Plugin {
     pub(super) fn del(&self, request: &Request, conf: &Conf) -> Result<(), CniError> {
         let owner = request.owner()?;
-        let Some(reaper) = &self.reaper else { return self.remove(request, conf, &owner) };
-        let mut first = self.free_ports(conf, std::slice::from_ref(&owner));
-        first = first.and(Self::release_delegated(request, conf));
-        if first.is_ok() {
-            reaper.bury(Job { links: links_of(conf, &owner), store: self.store(conf), owner })?;
-        }
-        first
+        let early = matches!(conf.ipam, Ipam::None | Ipam::Own { .. });
+        let Some(reaper) = self.reaper.as_ref().filter(|_| early) else {
+            // Another plugin's address must not be given out before the link is gone, and only we can wait for that.
+            return self.remove(request, conf, &owner);
+        };
+        self.free_ports(conf, std::slice::from_ref(&owner))?;
+        reaper.bury(Job { links: links_of(conf, &owner), store: self.store(conf), owner })
     }
 
     /// Removes an attachment and waits for it.

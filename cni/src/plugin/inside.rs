@@ -121,6 +121,12 @@ pub(crate) fn loopback_up(netns: &Netns) -> Result<(), CniError> {
     })?
 }
 
+/// The hardware address of an interface inside, if there is one.
+pub(crate) fn hardware_address(netns: &Netns, ifname: &str) -> Option<String> {
+    let link = netns.run(|| Channel::route().and_then(|mut channel| channel.link(ifname)));
+    Some(crate::netlink::format_mac(&link.ok()?.ok()??.mac))
+}
+
 fn find(channel: &mut Channel, ifname: &str) -> Result<Link, CniError> {
     let missing = || CniError::new(code::CHECK_FAILED, format!("the container has no interface {ifname}"));
     channel.link(ifname)?.ok_or_else(missing)

@@ -39,7 +39,7 @@ use crate::store::Store;
 
 use conf::Conf;
 pub use conf::KIND;
-pub(crate) use inside::loopback_up;
+pub(crate) use inside::{hardware_address, loopback_up};
 pub(crate) use ipam::environment;
 use reaper::Reaper;
 pub use request::{Request, Verb};

@@ -123,10 +123,10 @@ fn work(shared: &Shared) {
         }
         let jobs = std::mem::take(&mut queue.jobs);
         drop(queue);
-        if let Err(e) = carry_out(&mut channel, &jobs) {
-            // The attachments keep their leases, and GC will find them.
-            tracing::error!(error = %e, attachments = jobs.len(), "deleting pod links");
+        if let Err(error) = carry_out(&mut channel, &jobs) {
+            tracing::warn!(%error, attachments = jobs.len(), "deleting pod links together");
             channel = None;
+            one_by_one(&mut channel, &jobs);
         }
         let mut queue = shared.queue();
         let again: HashSet<_> = queue.jobs.iter().flat_map(|j| j.links.iter().cloned()).collect();
@@ -134,6 +134,16 @@ fn work(shared: &Shared) {
             queue.names.remove(name);
         }
         shared.changed.notify_all();
+    }
+}
+
+/// One link that cannot be deleted must not keep the others. Its attachment keeps its lease, and GC finds it.
+fn one_by_one(channel: &mut Option<Channel>, jobs: &[Job]) {
+    for job in jobs {
+        if let Err(error) = carry_out(channel, std::slice::from_ref(job)) {
+            tracing::error!(%error, container = %job.owner.container, "deleting a pod's links");
+            *channel = None;
+        }
     }
 }
 

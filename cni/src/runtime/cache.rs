@@ -90,7 +90,7 @@ impl Cache {
         }
     }
 
-    /// Every record. Files that are none are left alone.
+    /// Every record. One that cannot be read is dropped.
     pub(super) fn list(&self) -> Result<Vec<(Owner, Record)>, RuntimeError> {
         let entries = match fs::read_dir(&self.dir) {
             Ok(entries) => entries,
@@ -103,10 +103,14 @@ impl Cache {
             if path.extension().is_none_or(|e| e != "json") {
                 continue;
             }
-            if let Some(record) = read_file(&path)?
-                && let Ok(owner) = record.attachment.owner()
-            {
-                found.push((owner, record));
+            match read_file(&path) {
+                Ok(None) => {}
+                Ok(Some(record)) => found.extend(record.attachment.owner().ok().map(|owner| (owner, record))),
+                Err(error) => {
+                    // What it recorded cannot be known any more; our own plugin's GC finds its part by the leases.
+                    tracing::error!(%error, "dropping the record of an attachment");
+                    fs::remove_file(&path).map_err(failed("remove", &path))?;
+                }
             }
         }
         Ok(found)

@@ -182,7 +182,10 @@ impl Runtime {
         let inode = netns.inode().unwrap_or_default();
         if let Some(record) = self.cache.read(&owner)? {
             match record.attached() {
-                Some(attached) if record.netns_inode == inode => return Ok(attached),
+                // The kernel reuses these numbers, so the interface is looked for as well.
+                Some(attached) if record.netns_inode == inode && is_inside(&netns, attachment, &attached) => {
+                    return Ok(attached);
+                }
                 _ => self.undo(&record)?,
             }
         }
@@ -356,7 +359,7 @@ impl Runtime {
                 let call =
                     Call { verb: Verb::Status, network: &network, plugin, attachment: None, previous: None };
                 self.call(&call)?;
-            } else {
+            } else if plugin.kind != KIND {
                 crate::exec::find(&plugin.kind, &self.config.bin_dirs).map_err(|source| {
                     RuntimeError::Plugin { plugin: plugin.kind.clone(), verb: Verb::Status.as_str(), source }
                 })?;
@@ -368,6 +371,19 @@ impl Runtime {
     /// Waits until everything DEL has begun is done: no link, no lease is left.
     pub fn settle(&self) {
         self.plugin.settle();
+    }
+}
+
+/// Whether the interface of an attachment is really in the namespace.
+fn is_inside(netns: &Netns, attachment: &Attachment, attached: &Attached) -> bool {
+    let wanted =
+        attached.result.interfaces.iter().find(|i| i.name == attachment.ifname && !i.sandbox.is_empty());
+    let found = crate::plugin::hardware_address(netns, &attachment.ifname);
+    match (wanted, found) {
+        (Some(wanted), Some(mac)) => wanted.mac.is_empty() || wanted.mac.eq_ignore_ascii_case(&mac),
+        // A chain that says nothing of interfaces cannot be held to more than that there is one.
+        (None, Some(_)) => true,
+        (_, None) => false,
     }
 }
 
