@@ -1,0 +1,129 @@
+//! Malformed and hostile objects: never a panic, and never another service's loss.
+
+mod hostile;
+
+use std::time::SystemTime;
+
+use nix::Error as Errno;
+use orlop_netproxy::fake::Fake;
+use orlop_netproxy::objects::{ObjectName, Protocol, Service};
+use orlop_netproxy::ruleset::{Key, Target};
+use orlop_netproxy::{Config, Event, Operation, Outcome, Proxy, Query, Transaction};
+use serde_json::json;
+
+fn outcome(proxy: &mut Proxy<Fake>, address: &str) -> Outcome {
+    let query = Query {
+        destination: Target { address: address.parse().expect("an address"), port: 80 },
+        protocol: Protocol::Tcp,
+        source: Some("10.180.0.12".parse().expect("an address")),
+        interface: None,
+    };
+    let explanation = proxy.explain(query).expect("the fake can be read");
+    assert!(explanation.agrees(), "{explanation}");
+    explanation.expected.outcome
+}
+
+fn good() -> Outcome {
+    Outcome::Sent(vec![(Target { address: [10, 180, 0, 10].into(), port: 8080 }, false)])
+}
+
+#[test]
+fn hostile_objects_hurt_nobody_else_and_are_counted_once() {
+    let mut proxy = Proxy::new(Config::default(), Fake::default());
+    for _ in 0..2 {
+        for event in hostile::events(100_000) {
+            proxy.apply(event);
+        }
+        let report = proxy.sync(SystemTime::UNIX_EPOCH).expect("the fake takes it");
+        assert_eq!(report.quarantined, 0);
+    }
+    let problems = proxy.problems_total();
+    assert!(problems >= hostile::COMPLAINTS_AT_LEAST, "{problems}");
+    assert_eq!(outcome(&mut proxy, hostile::GOOD), good());
+    let Outcome::Sent(targets) = outcome(&mut proxy, hostile::CROWDED) else { panic!("the crowd is served") };
+    assert_eq!(targets.len(), 100_000);
+    for event in hostile::events(99_999) {
+        proxy.apply(event);
+    }
+    let report = proxy.sync(SystemTime::UNIX_EPOCH).expect("the fake takes it");
+    assert_eq!((report.added, report.removed), (1, 2), "one slot, and the choice among one less");
+    assert_eq!(proxy.problems_total(), problems, "the same problems are not counted again");
+}
+
+#[test]
+fn a_service_the_kernel_refuses_is_set_aside_until_it_changes() {
+    const CULPRIT: [u8; 4] = [10, 96, 0, 66];
+    fn refuse(transaction: &Transaction) -> Option<(Errno, usize)> {
+        let at_fault = |operation: &Operation| {
+            match operation {
+            Operation::AddElements(_, _, elements) => elements
+                .iter()
+                .any(|element| matches!(element.key, Key::Vip(vip) if vip.address == std::net::IpAddr::from(CULPRIT))),
+            _ => false,
+        }
+        };
+        transaction.operations.iter().position(at_fault).map(|index| (Errno::EINVAL, index))
+    }
+    let service = |name: &str, address: &str| -> Service {
+        let spec = json!({ "clusterIP": address, "ports": [{ "port": 80 }] });
+        serde_json::from_value(json!({ "metadata": { "namespace": "ns", "name": name }, "spec": spec }))
+            .expect("a service")
+    };
+    let names: Vec<String> = (0..40).map(|n| format!("s{n}")).collect();
+    let mut services: Vec<Service> =
+        names.iter().zip(1..).map(|(name, n)| service(name, &format!("10.96.0.{n}"))).collect();
+    services[23] = service("culprit", "10.96.0.66");
+    let mut proxy = Proxy::new(Config::default(), Fake { refuse: Some(refuse), ..Fake::default() });
+    proxy.apply(Event::ServicesReset(services));
+    proxy.apply(Event::SlicesReset(Vec::new()));
+    assert!(proxy.sync(SystemTime::UNIX_EPOCH).is_err());
+    assert!(proxy.sync(SystemTime::UNIX_EPOCH).is_err());
+    let report = proxy.sync(SystemTime::UNIX_EPOCH).expect("the others are programmed");
+    assert_eq!(report.quarantined, 1);
+    assert_eq!(outcome(&mut proxy, "10.96.0.1"), Outcome::Refused, "no endpoints, but programmed");
+    assert_eq!(outcome(&mut proxy, "10.96.0.40"), Outcome::Refused);
+    assert_eq!(outcome(&mut proxy, "10.96.0.66"), Outcome::Untouched);
+    assert!(proxy.is_synced());
+    // Others go on changing.
+    proxy.apply(Event::ServiceDeleted(ObjectName::new("ns", "s0")));
+    proxy.sync(SystemTime::UNIX_EPOCH).expect("the fake takes it");
+    assert_eq!(outcome(&mut proxy, "10.96.0.1"), Outcome::Untouched);
+    // Once it is changed it is tried again.
+    proxy.apply(Event::ServiceApplied(Box::new(service("culprit", "10.96.0.67"))));
+    proxy.sync(SystemTime::UNIX_EPOCH).expect("the fake takes it");
+    assert_eq!(outcome(&mut proxy, "10.96.0.67"), Outcome::Refused);
+}
+
+#[test]
+fn nothing_is_programmed_before_both_lists_are_complete() {
+    let mut proxy = Proxy::new(Config::default(), Fake::default());
+    let lists = hostile::events(3);
+    for event in lists {
+        assert!(!proxy.is_pending());
+        assert!(proxy.sync(SystemTime::UNIX_EPOCH).expect("nothing to do").waiting);
+        assert!(proxy.backend().tables.is_empty());
+        proxy.apply(event);
+    }
+    assert!(proxy.is_pending() && !proxy.is_synced());
+    proxy.sync(SystemTime::UNIX_EPOCH).expect("the fake takes it");
+    assert!(proxy.is_synced());
+}
+
+#[test]
+fn a_refused_transaction_is_followed_by_a_full_replacement() {
+    let mut proxy = Proxy::new(Config::default(), Fake::default());
+    for event in hostile::events(3) {
+        proxy.apply(event);
+    }
+    proxy.sync(SystemTime::UNIX_EPOCH).expect("the fake takes it");
+    proxy.backend_mut().refuse = Some(|_| Some((Errno::ENOBUFS, 0)));
+    proxy.apply(Event::ServiceDeleted(ObjectName::new("ns", "crowded")));
+    let error = proxy.sync(SystemTime::UNIX_EPOCH).expect_err("it is refused");
+    assert!(error.to_string().contains("orlop"), "{error}");
+    assert!(!proxy.is_synced());
+    proxy.backend_mut().refuse = None;
+    let report = proxy.sync(SystemTime::UNIX_EPOCH).expect("the fake takes it");
+    assert_eq!((report.replaced.len(), report.adopted.len()), (2, 0));
+    assert_eq!(outcome(&mut proxy, hostile::GOOD), good());
+    assert_eq!(proxy.verify().expect("the fake can be read").differences, Vec::<String>::new());
+}
