@@ -14,10 +14,10 @@ use serde_json::json;
 use super::bars::Bars;
 use super::config::ImageConfig;
 use super::import::{ImportError, Options, Source, import};
-use super::puller::{PullError, Puller, RegistryConfig};
+use super::puller::{PullError, Puller};
 use super::reference::Reference;
-use super::registry::Keyring;
 use super::registry::credentials::InvalidSecret;
+use super::registry::{Keyring, RegistryConfig};
 use super::store::{Image, Store, StoreError};
 
 /// Work with the images on this node.
@@ -87,6 +87,9 @@ pub struct PullArgs {
     /// Certificate authority to trust besides the system's; can be repeated.
     #[arg(long, value_name = "FILE")]
     pub registry_ca: Vec<PathBuf>,
+    /// Folder with containerd's `<registry>/hosts.toml` files, which name mirrors.
+    #[arg(long, value_name = "DIR")]
+    pub hosts_dir: Option<PathBuf>,
 }
 
 /// Arguments of `orlop image ls`.
@@ -208,7 +211,10 @@ async fn run_pull(store: Store, args: PullArgs) -> Result<(), CliError> {
         keyring.add_docker_config_json(&json).map_err(|source| CliError::AuthFile { path, source })?;
     }
     let authorities = args.registry_ca.iter().map(|path| read(path)).collect::<Result<_, _>>()?;
-    let puller = Puller::new(Arc::new(store), RegistryConfig { plain_http: args.plain_http, authorities });
+    let puller = Puller::new(
+        Arc::new(store),
+        RegistryConfig { plain_http: args.plain_http, authorities, hosts_folder: args.hosts_dir },
+    );
     let bars = Arc::new(Bars::for_pull(&args.image));
     let sink = Arc::clone(&bars);
     let pulled = puller.pull(&args.image, &keyring, Arc::new(move |event| sink.pull(event))).await;

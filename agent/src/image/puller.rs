@@ -18,9 +18,9 @@ use super::fetch;
 use super::layers::LayerError;
 use super::manifest::{Blob, Platform};
 use super::reference::{InvalidImageName, Reference};
+pub use super::registry::RegistryConfig;
 use super::registry::{Credential, Keyring, Place, Registry, RegistryError, Resolved};
 use super::store::{Image, Record, Store, StoreError};
-use crate::api::http::{Http, HttpOptions, PlainHttp, Trust};
 
 /// Layers of one pull at once.
 const PER_PULL: usize = 3;
@@ -28,15 +28,6 @@ const PER_PULL: usize = 3;
 const IN_ALL: usize = 8;
 /// How often a pull starts over because a removal elsewhere took a layer from under it.
 const MOST_ROUNDS: u32 = 3;
-
-/// What the configuration says about registries.
-#[derive(Debug, Clone, Default)]
-pub struct RegistryConfig {
-    /// Registries besides loopback that may be spoken to in plain HTTP: `host` or `host:port`.
-    pub plain_http: Vec<String>,
-    /// PEM bundles of certificate authorities besides the system's.
-    pub authorities: Vec<Vec<u8>>,
-}
 
 /// What a pull does, as it goes on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -328,13 +319,7 @@ impl Puller {
         if let Some(registry) = shared.upgrade() {
             return registry;
         }
-        let plain = PlainHttp::LoopbackAnd(self.config.plain_http.clone());
-        let http = Http::new(HttpOptions {
-            plain: plain.clone(),
-            trust: Trust::System(self.config.authorities.clone()),
-            ..HttpOptions::default()
-        });
-        let registry = Arc::new(Registry::new(http, plain));
+        let registry = Arc::new(Registry::new(self.config.clone()));
         *shared = Arc::downgrade(&registry);
         registry
     }
