@@ -55,12 +55,12 @@ pub enum PullError {
     #[error(transparent)]
     Registry(#[from] RegistryError),
     /// A layer cannot be unpacked.
-    #[error("layer {layer}: {source}")]
+    #[error("layer {layer}: {cause}")]
     Layer {
         /// Which layer.
         layer: Digest,
         /// Why.
-        source: LayerError,
+        cause: LayerError,
     },
     /// The store failed.
     #[error(transparent)]
@@ -85,7 +85,7 @@ impl PullError {
     #[must_use]
     pub fn is_disk_full(&self) -> bool {
         match self {
-            Self::Layer { source, .. } => matches!(source, LayerError::DiskFull { .. }),
+            Self::Layer { cause, .. } => matches!(cause, LayerError::DiskFull { .. }),
             Self::Store(error) => error.is_disk_full(),
             Self::InvalidName(_) | Self::Registry(_) | Self::Panicked(_) => false,
         }
@@ -105,7 +105,7 @@ impl PullError {
                     | RegistryError::WrongSize { .. }
                     | RegistryError::Unusable { .. }
             ),
-            Self::Layer { source, .. } => !fetch::is_content_fault(source),
+            Self::Layer { cause, .. } => !fetch::is_content_fault(cause),
             Self::InvalidName(_) | Self::Store(_) | Self::Panicked(_) => false,
         }
     }
@@ -181,7 +181,7 @@ impl Puller {
         let json = registry.config(place, &resolved.manifest.config).await?;
         let unusable = |reason| RegistryError::Config { image: place.reference.to_string(), reason };
         let config = parse_config(&json).map_err(unusable)?;
-        let other_machine = |source| RegistryError::Manifest { image: place.reference.to_string(), source };
+        let other_machine = |cause| RegistryError::Manifest { image: place.reference.to_string(), cause };
         self.platform.accept(&config.platform).map_err(other_machine)?;
         let layers = &resolved.manifest.layers;
         if config.diff_ids.len() != layers.len() {

@@ -81,12 +81,12 @@ pub enum RegistryError {
         found: u64,
     },
     /// The manifest is of no use.
-    #[error("{image}: {source}")]
+    #[error("{image}: {cause}")]
     Manifest {
         /// Which image.
         image: String,
         /// Why.
-        source: ManifestError,
+        cause: ManifestError,
     },
     /// The configuration is of no use.
     #[error("{image}: image configuration: {reason}")]

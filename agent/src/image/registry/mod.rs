@@ -103,7 +103,7 @@ impl Registry {
     /// See [`RegistryError`]; content is checked against every digest that is known.
     pub async fn resolve(&self, place: Place<'_>, platform: &Platform) -> Result<Resolved, RegistryError> {
         let image = place.reference.to_string();
-        let unusable = |source| RegistryError::Manifest { image: image.clone(), source };
+        let unusable = |cause| RegistryError::Manifest { image: image.clone(), cause };
         let (top, mut body) =
             self.manifest(place, place.reference.digest(), &place.reference.selector()).await?;
         for _ in 0..DEEPEST_INDEX {
