@@ -15,8 +15,8 @@ use image_fixture::{
 };
 use orlop::image::digest::Digest;
 use orlop::image::manifest::Platform;
-use orlop::image::puller::{Progress, PullError, Puller, RegistryConfig};
-use orlop::image::registry::Keyring;
+use orlop::image::puller::{Progress, PullError, Puller};
+use orlop::image::registry::{Keyring, RegistryConfig};
 use orlop::image::store::{Image, Store};
 
 const BIG: usize = 3_000_000;
@@ -385,6 +385,61 @@ async fn tokens_are_fetched_with_the_secret_and_kept_from_other_hosts() {
         storage.asked().iter().all(|a| a.header("authorization").is_none()),
         "the token stays with the registry"
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn mirrors_are_asked_first_and_get_no_credentials() {
+    if skip_without_root("mirrors_are_asked_first_and_get_no_credentials") {
+        return;
+    }
+    let scene = Scene::new();
+    let image = test_image();
+    let empty = Server::start(|_| Answer::new(404, ""));
+    let served = image.clone();
+    // Knows layers under a path of its own; what a tag means it is not to say.
+    let storage = Server::start(move |asked| {
+        if asked.path.contains("/manifests/1") {
+            return Answer::new(500, "a mirror that may not resolve was asked to");
+        }
+        well_behaved(&served, &without_query(asked))
+    });
+    let served = image.clone();
+    let registry = Server::start(move |asked| match asked.header("authorization") {
+        None => Answer::new(401, "").header("WWW-Authenticate", "Basic realm=x"),
+        Some(_) => well_behaved(&served, asked),
+    });
+    let folder = scene.dir.path().join("certs.d/reg.example");
+    fs::create_dir_all(&folder).unwrap();
+    let hosts = format!(
+        "server = \"http://{}\"\n[host.\"http://{}\"]\n[host.\"http://{}/prefix\"]\ncapabilities = [\"pull\"]\n\
+         override_path = true\n",
+        registry.address, empty.address, storage.address
+    );
+    fs::write(folder.join("hosts.toml"), hosts).unwrap();
+    let config =
+        RegistryConfig { hosts_folder: Some(scene.dir.path().join("certs.d")), ..RegistryConfig::default() };
+    let puller = Puller::new(Arc::clone(&scene.store), config);
+    let mut keyring = Keyring::default();
+    keyring.add_docker_config_json(br#"{"auths":{"reg.example":{"username":"u","password":"p"}}}"#).unwrap();
+    let pulled = puller.pull("reg.example/team/x:1", &keyring, Arc::new(|_| {})).await.unwrap();
+    check(&pulled);
+    assert_eq!(pulled.repo_tags, ["reg.example/team/x:1"]);
+    for mirror in [&empty, &storage] {
+        assert!(mirror.asked().iter().all(|a| a.header("authorization").is_none()));
+        assert!(mirror.asked().iter().all(|a| a.path.ends_with("?ns=reg.example")));
+    }
+    assert!(storage.asked().iter().all(|a| a.path.starts_with("/prefix/team/x/blobs/")));
+    assert_eq!(storage.asked().len(), 3);
+    assert!(
+        registry.asked().iter().all(|a| a.path.starts_with("/v2/team/x/manifests/1")),
+        "{:?}",
+        registry.asked()
+    );
+}
+
+fn without_query(asked: &image_fixture::server::Asked) -> image_fixture::server::Asked {
+    let path = asked.path.split('?').next().unwrap().to_owned();
+    image_fixture::server::Asked { path, ..asked.clone() }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -10,8 +10,8 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
 use image_fixture::{Archive, Scene, TestImage, gzip, image, names, noise, skip_without_root};
-use orlop::image::puller::{PullError, Puller, RegistryConfig};
-use orlop::image::registry::Keyring;
+use orlop::image::puller::{PullError, Puller};
+use orlop::image::registry::{Keyring, RegistryConfig};
 use orlop::image::store::Image;
 
 /// `puller` with password `secret`, as `htpasswd -B` writes it.

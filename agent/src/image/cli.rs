@@ -14,10 +14,10 @@ use serde_json::json;
 use super::bars::Bars;
 use super::config::ImageConfig;
 use super::import::{ImportError, Options, Source, import};
-use super::puller::{PullError, Puller, RegistryConfig};
+use super::puller::{PullError, Puller};
 use super::reference::Reference;
-use super::registry::Keyring;
 use super::registry::credentials::InvalidSecret;
+use super::registry::{Keyring, RegistryConfig};
 use super::store::{Image, Store, StoreError};
 
 /// Work with the images on this node.
@@ -87,6 +87,9 @@ pub struct PullArgs {
     /// Certificate authority to trust besides the system's; can be repeated.
     #[arg(long, value_name = "FILE")]
     pub registry_ca: Vec<PathBuf>,
+    /// Folder with containerd's `<registry>/hosts.toml` files, which name mirrors.
+    #[arg(long, value_name = "DIR")]
+    pub hosts_dir: Option<PathBuf>,
 }
 
 /// Arguments of `orlop image ls`.
@@ -123,38 +126,39 @@ pub enum Output {
 #[derive(Debug, thiserror::Error)]
 pub enum CliError {
     /// The import failed.
-    #[error("import {what}: {source}")]
-    Import {
-        /// The source.
-        what: String,
-        /// Why.
-        source: Box<ImportError>,
-    },
+    #[error("import: {0}")]
+    Import(Box<ImportError>),
     /// The pull failed.
     #[error("pull: {0}")]
-    Pull(#[from] Box<PullError>),
+    Pull(Box<PullError>),
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
     /// A file named on the command line cannot be read.
-    #[error("read {path}: {source}")]
+    #[error("read {path}: {cause}")]
     Read {
         /// Which file.
         path: PathBuf,
         /// Why.
-        source: io::Error,
+        cause: io::Error,
     },
     /// The file of `--auth-file` is of no use.
-    #[error("{path}: {source}")]
+    #[error("{path}: {cause}")]
     AuthFile {
         /// Which file.
         path: PathBuf,
         /// Why.
-        source: InvalidSecret,
+        cause: InvalidSecret,
     },
     /// The output cannot be written.
     #[error("write the output: {0}")]
-    Output(#[from] io::Error),
+    Output(io::Error),
+}
+
+impl From<io::Error> for CliError {
+    fn from(error: io::Error) -> Self {
+        Self::Output(error)
+    }
 }
 
 /// Carries out a subcommand.
@@ -195,7 +199,7 @@ fn run_import(store: &Store, args: &ImportArgs) -> Result<(), CliError> {
         if args.source == Path::new("-") { Source::Stream(&mut stdin) } else { Source::Path(&args.source) };
     let images = import(store, source, &options, &progress);
     bars.finish();
-    for image in images.map_err(|source| CliError::Import { what, source: Box::new(source) })? {
+    for image in images.map_err(|error| CliError::Import(Box::new(error)))? {
         print_image(&image)?;
     }
     Ok(())
@@ -205,15 +209,18 @@ async fn run_pull(store: Store, args: PullArgs) -> Result<(), CliError> {
     let mut keyring = Keyring::default();
     if let Some(path) = args.auth_file {
         let json = read(&path)?;
-        keyring.add_docker_config_json(&json).map_err(|source| CliError::AuthFile { path, source })?;
+        keyring.add_docker_config_json(&json).map_err(|cause| CliError::AuthFile { path, cause })?;
     }
     let authorities = args.registry_ca.iter().map(|path| read(path)).collect::<Result<_, _>>()?;
-    let puller = Puller::new(Arc::new(store), RegistryConfig { plain_http: args.plain_http, authorities });
+    let puller = Puller::new(
+        Arc::new(store),
+        RegistryConfig { plain_http: args.plain_http, authorities, hosts_folder: args.hosts_dir },
+    );
     let bars = Arc::new(Bars::for_pull(&args.image));
     let sink = Arc::clone(&bars);
     let pulled = puller.pull(&args.image, &keyring, Arc::new(move |event| sink.pull(event))).await;
     bars.finish();
-    pulled.map_err(Box::new)?;
+    pulled.map_err(|error| CliError::Pull(Box::new(error)))?;
     let name = args.image.parse::<Reference>().map_or(args.image, |reference| reference.to_string());
     Ok(writeln!(io::stdout().lock(), "{name}")?)
 }
@@ -279,7 +286,7 @@ fn print_image(image: &Image) -> io::Result<()> {
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, CliError> {
-    std::fs::read(path).map_err(|source| CliError::Read { path: path.to_owned(), source })
+    std::fs::read(path).map_err(|cause| CliError::Read { path: path.to_owned(), cause })
 }
 
 /// One row for each name: repository and tag.

@@ -130,7 +130,7 @@ async fn once(
     let fresh = |error: StoreError| (PullError::from(error), false);
     let work = store.begin().map_err(fresh)?;
     let partial = Arc::new(store.partial(&layer.blob.digest, &work).map_err(fresh)?);
-    let io = |source| StoreError::Io { action: "use", path: partial.path().to_owned(), source };
+    let io = |cause| StoreError::Io { action: "use", path: partial.path().to_owned(), cause };
     let mut there = partial.file().metadata().map_err(|e| fresh(io(e)))?.len();
     if there > layer.blob.size {
         partial.file().set_len(0).map_err(|e| fresh(io(e)))?;
@@ -178,7 +178,7 @@ fn unpack_and_commit(
 ) -> Result<(), PullError> {
     let algorithms = Algorithms { blob: blob.digest.algorithm(), diff_id: diff_id.algorithm() };
     let unpacked = unpack(follower, &work.layer_directory()?, algorithms);
-    let unpacked = unpacked.map_err(|source| PullError::Layer { layer: blob.digest.clone(), source })?;
+    let unpacked = unpacked.map_err(|cause| PullError::Layer { layer: blob.digest.clone(), cause })?;
     let wrong = |what: &str, wanted: &Digest, found: &Digest| {
         let what = format!("layer {}{what}", blob.digest);
         PullError::Registry(RegistryError::WrongDigest { what, wanted: wanted.clone(), found: found.clone() })
@@ -300,8 +300,8 @@ impl Sink<'_> {
         Ok(())
     }
 
-    fn failed(&self, source: io::Error) -> PullError {
-        StoreError::Io { action: "write", path: self.partial.path().to_owned(), source }.into()
+    fn failed(&self, cause: io::Error) -> PullError {
+        StoreError::Io { action: "write", path: self.partial.path().to_owned(), cause }.into()
     }
 }
 

@@ -18,9 +18,9 @@ use super::fetch;
 use super::layers::LayerError;
 use super::manifest::{Blob, Platform};
 use super::reference::{InvalidImageName, Reference};
+pub use super::registry::RegistryConfig;
 use super::registry::{Credential, Keyring, Place, Registry, RegistryError, Resolved};
 use super::store::{Image, Record, Store, StoreError};
-use crate::api::http::{Http, HttpOptions, PlainHttp, Trust};
 
 /// Layers of one pull at once.
 const PER_PULL: usize = 3;
@@ -28,15 +28,6 @@ const PER_PULL: usize = 3;
 const IN_ALL: usize = 8;
 /// How often a pull starts over because a removal elsewhere took a layer from under it.
 const MOST_ROUNDS: u32 = 3;
-
-/// What the configuration says about registries.
-#[derive(Debug, Clone, Default)]
-pub struct RegistryConfig {
-    /// Registries besides loopback that may be spoken to in plain HTTP: `host` or `host:port`.
-    pub plain_http: Vec<String>,
-    /// PEM bundles of certificate authorities besides the system's.
-    pub authorities: Vec<Vec<u8>>,
-}
 
 /// What a pull does, as it goes on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,12 +55,12 @@ pub enum PullError {
     #[error(transparent)]
     Registry(#[from] RegistryError),
     /// A layer cannot be unpacked.
-    #[error("layer {layer}: {source}")]
+    #[error("layer {layer}: {cause}")]
     Layer {
         /// Which layer.
         layer: Digest,
         /// Why.
-        source: LayerError,
+        cause: LayerError,
     },
     /// The store failed.
     #[error(transparent)]
@@ -94,7 +85,7 @@ impl PullError {
     #[must_use]
     pub fn is_disk_full(&self) -> bool {
         match self {
-            Self::Layer { source, .. } => matches!(source, LayerError::DiskFull { .. }),
+            Self::Layer { cause, .. } => matches!(cause, LayerError::DiskFull { .. }),
             Self::Store(error) => error.is_disk_full(),
             Self::InvalidName(_) | Self::Registry(_) | Self::Panicked(_) => false,
         }
@@ -114,7 +105,7 @@ impl PullError {
                     | RegistryError::WrongSize { .. }
                     | RegistryError::Unusable { .. }
             ),
-            Self::Layer { source, .. } => !fetch::is_content_fault(source),
+            Self::Layer { cause, .. } => !fetch::is_content_fault(cause),
             Self::InvalidName(_) | Self::Store(_) | Self::Panicked(_) => false,
         }
     }
@@ -190,7 +181,7 @@ impl Puller {
         let json = registry.config(place, &resolved.manifest.config).await?;
         let unusable = |reason| RegistryError::Config { image: place.reference.to_string(), reason };
         let config = parse_config(&json).map_err(unusable)?;
-        let other_machine = |source| RegistryError::Manifest { image: place.reference.to_string(), source };
+        let other_machine = |cause| RegistryError::Manifest { image: place.reference.to_string(), cause };
         self.platform.accept(&config.platform).map_err(other_machine)?;
         let layers = &resolved.manifest.layers;
         if config.diff_ids.len() != layers.len() {
@@ -328,13 +319,7 @@ impl Puller {
         if let Some(registry) = shared.upgrade() {
             return registry;
         }
-        let plain = PlainHttp::LoopbackAnd(self.config.plain_http.clone());
-        let http = Http::new(HttpOptions {
-            plain: plain.clone(),
-            trust: Trust::System(self.config.authorities.clone()),
-            ..HttpOptions::default()
-        });
-        let registry = Arc::new(Registry::new(http, plain));
+        let registry = Arc::new(Registry::new(self.config.clone()));
         *shared = Arc::downgrade(&registry);
         registry
     }

@@ -58,10 +58,10 @@ pub(super) struct Archive {
 /// Copies a stream into a file, since an archive is read more than once.
 pub(super) fn spool(stream: &mut dyn Read, folder: &Path) -> Result<File, ImportError> {
     let (mut file, path) = file_in(folder, "spool")?;
-    io::copy(stream, &mut file).map_err(|source| StoreError::Io {
+    io::copy(stream, &mut file).map_err(|cause| StoreError::Io {
         action: "copy standard input to",
         path,
-        source,
+        cause,
     })?;
     Ok(file)
 }
@@ -74,7 +74,7 @@ impl Archive {
         archive.compressed = !reader.is_plain();
         let mut tar = TarReader::new(&mut reader);
         let mut any = false;
-        while let Some(member) = tar.next_member().map_err(|e| archive.malformed(&e))? {
+        while let Some(member) = tar.next_member().map_err(|e| archive.malformed(&e, any))? {
             any = true;
             let name = member_name(&member).ok_or_else(|| ImportError::Malformed {
                 what: archive.what.clone(),
@@ -108,10 +108,10 @@ impl Archive {
         }
         let (mut file, path) = file_in(folder, "archive.tar")?;
         let mut reader = self.decoded()?;
-        io::copy(&mut reader, &mut file).map_err(|source| StoreError::Io {
+        io::copy(&mut reader, &mut file).map_err(|cause| StoreError::Io {
             action: "decompress to",
             path,
-            source,
+            cause,
         })?;
         Ok(Self { file, compressed: false, ..self })
     }
@@ -208,12 +208,18 @@ impl Archive {
         Err(ImportError::Malformed { what: self.what.clone(), reason: format!("it has no file {name:?}") })
     }
 
-    fn malformed(&self, error: &io::Error) -> ImportError {
-        ImportError::Malformed { what: self.what.clone(), reason: error.to_string() }
+    fn malformed(&self, error: &io::Error, begun: bool) -> ImportError {
+        // Before the first member it is rather another kind of file than a damaged archive.
+        let reason = if begun {
+            error.to_string()
+        } else {
+            format!("not a tar archive, plain, gzip or zstd: {error}")
+        };
+        ImportError::Malformed { what: self.what.clone(), reason }
     }
 
-    fn unreadable(&self, source: io::Error) -> ImportError {
-        ImportError::Read { what: self.what.clone(), source }
+    fn unreadable(&self, cause: io::Error) -> ImportError {
+        ImportError::Read { what: self.what.clone(), cause }
     }
 }
 

@@ -62,12 +62,12 @@ pub enum Progress {
 #[derive(Debug, thiserror::Error)]
 pub enum ImportError {
     /// The archive cannot be read.
-    #[error("cannot read {what}: {source}")]
+    #[error("cannot read {what}: {cause}")]
     Read {
         /// The file.
         what: String,
         /// Why.
-        source: io::Error,
+        cause: io::Error,
     },
     /// The archive is not what it should be.
     #[error("{what}: {reason}")]
@@ -88,20 +88,20 @@ pub enum ImportError {
         found: Digest,
     },
     /// A manifest in the archive is of no use.
-    #[error("{what}: {source}")]
+    #[error("{what}: {cause}")]
     Manifest {
         /// Which member.
         what: String,
         /// Why.
-        source: ManifestError,
+        cause: ManifestError,
     },
     /// A layer cannot be unpacked.
-    #[error("layer {layer}: {source}")]
+    #[error("layer {layer}: {cause}")]
     Layer {
         /// Which member.
         layer: String,
         /// Why.
-        source: LayerError,
+        cause: LayerError,
     },
     /// One name was given for an archive of several images.
     #[error("the archive holds {0} images, so they cannot all get the names given")]
@@ -138,7 +138,7 @@ pub fn import(
         }
         Source::Path(path) => {
             let what = path.display().to_string();
-            (File::open(path).map_err(|source| ImportError::Read { what: what.clone(), source })?, what)
+            (File::open(path).map_err(|cause| ImportError::Read { what: what.clone(), cause })?, what)
         }
         Source::Stream(stream) => (archive::spool(stream, work.path())?, "standard input".to_owned()),
     };
@@ -252,12 +252,16 @@ fn unpack_one(
     };
     let source = Counted { inner: archive.reader(blob), progress };
     let unpacked = unpack(source, &work.layer_directory()?, algorithms)
-        .map_err(|source| ImportError::Layer { layer: blob.name.clone(), source })?;
+        .map_err(|cause| ImportError::Layer { layer: archive.member(&blob.name), cause })?;
     let checks = [(blob.digest.as_ref(), &unpacked.blob), (Some(diff_id), &unpacked.diff_id)];
     for (wanted, found) in checks {
         if let Some(wanted) = wanted.filter(|w| *w != found) {
             let (wanted, found) = (wanted.clone(), found.clone());
-            return Err(ImportError::WrongDigest { what: format!("layer {}", blob.name), wanted, found });
+            return Err(ImportError::WrongDigest {
+                what: format!("layer {}", archive.member(&blob.name)),
+                wanted,
+                found,
+            });
         }
     }
     store.commit_layer(&work, &unpacked)?;
@@ -274,8 +278,7 @@ fn checked_config(json: &[u8], what: &str, layers: usize) -> Result<ParsedConfig
         return Err(ImportError::Malformed { what: format!("image configuration {what}"), reason });
     }
     let accepted = Platform::host().accept(&config.platform);
-    accepted
-        .map_err(|source| ImportError::Manifest { what: format!("image configuration {what}"), source })?;
+    accepted.map_err(|cause| ImportError::Manifest { what: format!("image configuration {what}"), cause })?;
     Ok(config)
 }
 
@@ -295,6 +298,6 @@ impl<R: Read> Read for Counted<'_, R> {
 fn file_in(folder: &Path, name: &str) -> Result<(File, PathBuf), ImportError> {
     let path = folder.join(name);
     let file = File::options().read(true).write(true).create_new(true).open(&path);
-    let file = file.map_err(|source| StoreError::Io { action: "make", path: path.clone(), source })?;
+    let file = file.map_err(|cause| StoreError::Io { action: "make", path: path.clone(), cause })?;
     Ok((file, path))
 }

@@ -46,7 +46,7 @@ fn image(
     entries: &[IndexEntry],
     platform: &Platform,
 ) -> Result<Found, ImportError> {
-    let unusable = |source| ImportError::Manifest { what: archive.member(what), source };
+    let unusable = |cause| ImportError::Manifest { what: archive.member(what), cause };
     let mut entry = platform.choose(entries).map_err(unusable)?.clone();
     let top = entry.blob.digest.clone();
     for _ in 0..DEEPEST {
@@ -54,7 +54,7 @@ fn image(
         match document(archive, &name, Some(&entry.blob.digest))? {
             Document::Manifest(manifest) => return from_manifest(archive, &manifest, top),
             Document::Index(inner) => {
-                let unusable = |source| ImportError::Manifest { what: archive.member(&name), source };
+                let unusable = |cause| ImportError::Manifest { what: archive.member(&name), cause };
                 entry = platform.choose(&inner).map_err(unusable)?.clone();
             }
         }
@@ -79,7 +79,7 @@ fn from_manifest(archive: &Archive, manifest: &Manifest, top: Digest) -> Result<
 
 fn document(archive: &Archive, name: &str, digest: Option<&Digest>) -> Result<Document, ImportError> {
     let json = archive.document(name, digest)?;
-    parse(&json).map_err(|source| ImportError::Manifest { what: archive.member(name), source })
+    parse(&json).map_err(|cause| ImportError::Manifest { what: archive.member(name), cause })
 }
 
 fn blob_name(digest: &Digest) -> String {

@@ -31,7 +31,7 @@ pub(super) fn import_root_fs(
     let work = store.begin()?;
     let source = Counted { inner: archive.raw()?, progress };
     let unpacked = unpack(source, &work.layer_directory()?, Algorithms::default())
-        .map_err(|source| ImportError::Layer { layer: archive.what().to_owned(), source })?;
+        .map_err(|cause| ImportError::Layer { layer: archive.what().to_owned(), cause })?;
     let layer = unpacked.diff_id.clone();
     let json = configuration(&options.config, &layer);
     let config = parse_config(&json)
@@ -83,7 +83,7 @@ pub(super) fn pack_directory(directory: &Path, folder: &Path) -> Result<File, Im
     tar.follow_symlinks(false);
     let mut waiting = vec![directory.to_owned()];
     while let Some(next) = waiting.pop() {
-        let unreadable = |source| ImportError::Read { what: next.display().to_string(), source };
+        let unreadable = |cause| ImportError::Read { what: next.display().to_string(), cause };
         let metadata = fs::symlink_metadata(&next).map_err(unreadable)?;
         let kind = metadata.file_type();
         if kind.is_socket() {
@@ -104,10 +104,10 @@ pub(super) fn pack_directory(directory: &Path, folder: &Path) -> Result<File, Im
             tar.append_path_with_name(&next, name).map_err(unreadable)?;
         }
     }
-    tar.into_inner().and_then(|mut inner| inner.flush()).map_err(|source| StoreError::Io {
+    tar.into_inner().and_then(|mut inner| inner.flush()).map_err(|cause| StoreError::Io {
         action: "write",
         path,
-        source,
+        cause,
     })?;
     Ok(file)
 }

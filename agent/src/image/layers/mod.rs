@@ -45,7 +45,8 @@ pub struct Unpacked {
     pub implied: Vec<PathBuf>,
 }
 
-/// Why a layer could not be unpacked. Every variant names the entry or the thing at fault.
+/// Why a layer could not be unpacked. As everywhere in `image`, the text of an error holds its cause, so that `source` is not
+/// said twice. Every variant names the entry or the thing at fault.
 #[derive(Debug, thiserror::Error)]
 pub enum LayerError {
     /// A name or a hard link's target leads out of the layer.
@@ -87,7 +88,7 @@ pub enum LayerError {
     Corrupt(String),
     /// The stream could not be read.
     #[error("reading the layer: {0}")]
-    Source(#[source] io::Error),
+    Source(io::Error),
 }
 
 /// How the stream's digests are to be computed: by the functions of the digests they will be compared with.

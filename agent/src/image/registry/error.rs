@@ -2,6 +2,7 @@
 
 use super::super::digest::Digest;
 use super::super::manifest::ManifestError;
+use super::hosts::InvalidHosts;
 use crate::api::http::{HttpError, StatusCode};
 
 /// Every variant names the image or the URL.
@@ -80,12 +81,12 @@ pub enum RegistryError {
         found: u64,
     },
     /// The manifest is of no use.
-    #[error("{image}: {source}")]
+    #[error("{image}: {cause}")]
     Manifest {
         /// Which image.
         image: String,
         /// Why.
-        source: ManifestError,
+        cause: ManifestError,
     },
     /// The configuration is of no use.
     #[error("{image}: image configuration: {reason}")]
@@ -95,6 +96,9 @@ pub enum RegistryError {
         /// What is wrong.
         reason: String,
     },
+    /// The registry's mirrors cannot be read.
+    #[error(transparent)]
+    Hosts(#[from] InvalidHosts),
     /// No answer at all.
     #[error(transparent)]
     Http(#[from] HttpError),
@@ -115,7 +119,8 @@ impl RegistryError {
             | Self::WrongDigest { .. }
             | Self::WrongSize { .. }
             | Self::Manifest { .. }
-            | Self::Config { .. } => false,
+            | Self::Config { .. }
+            | Self::Hosts(_) => false,
         }
     }
 
@@ -139,7 +144,8 @@ impl RegistryError {
             | Self::WrongDigest { .. }
             | Self::WrongSize { .. }
             | Self::Manifest { .. }
-            | Self::Config { .. } => false,
+            | Self::Config { .. }
+            | Self::Hosts(_) => false,
         }
     }
 }

@@ -70,14 +70,14 @@ impl Image {
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// A file operation failed.
-    #[error("{action} {path}: {source}")]
+    #[error("{action} {path}: {cause}")]
     Io {
         /// What was attempted.
         action: &'static str,
         /// On what.
         path: PathBuf,
         /// Why it failed.
-        source: io::Error,
+        cause: io::Error,
     },
     /// No image of that name or ID.
     #[error("image {0:?} is not in the store")]
@@ -109,8 +109,8 @@ impl StoreError {
     #[must_use]
     pub fn is_disk_full(&self) -> bool {
         match self {
-            Self::Io { source, .. } => {
-                matches!(source.raw_os_error(), Some(nix::libc::ENOSPC | nix::libc::EDQUOT))
+            Self::Io { cause, .. } => {
+                matches!(cause.raw_os_error(), Some(nix::libc::ENOSPC | nix::libc::EDQUOT))
             }
             Self::NotFound(_)
             | Self::Ambiguous(_)
@@ -128,7 +128,7 @@ pub(super) trait At<T> {
 
 impl<T, E: Into<io::Error>> At<T> for Result<T, E> {
     fn at(self, action: &'static str, path: &Path) -> Result<T, StoreError> {
-        self.map_err(|e| StoreError::Io { action, path: path.to_owned(), source: e.into() })
+        self.map_err(|e| StoreError::Io { action, path: path.to_owned(), cause: e.into() })
     }
 }
 
