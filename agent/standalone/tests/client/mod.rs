@@ -86,6 +86,16 @@ impl Client {
         sender
     }
 
+    /// Sends a request on a connection that can be taken over after the answer.
+    pub async fn send_upgrade(&self, request: http::Request<Full<Bytes>>) -> http::Response<Incoming> {
+        let tcp = TcpStream::connect(&self.address).await.unwrap();
+        let host = self.address.rsplit_once(':').unwrap().0.to_owned();
+        let tls = self.tls.connect(ServerName::try_from(host).unwrap(), tcp).await.unwrap();
+        let (mut sender, connection) = http1::handshake(TokioIo::new(tls)).await.unwrap();
+        tokio::spawn(connection.with_upgrades());
+        sender.send_request(request).await.unwrap()
+    }
+
     pub fn request(
         &self,
         method: &str,
