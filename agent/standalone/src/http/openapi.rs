@@ -43,7 +43,7 @@ fn version_two() -> Response {
     let document = [field(1, b"2.0"), field(2, &info), field(8, b""), field(9, b"")].concat();
     respond::typed(
         http::StatusCode::OK,
-        "application/com.github.proto-openapi.spec.v2@v1.0+protobuf",
+        "application/com.github.proto-openapi.spec.v2.v1.0+protobuf",
         document,
     )
 }
