@@ -10,6 +10,7 @@ pub mod daemon;
 pub mod host;
 pub mod image;
 pub mod logging;
+pub mod logs;
 pub mod network;
 pub mod node;
 pub mod pod;

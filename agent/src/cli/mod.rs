@@ -28,6 +28,8 @@ enum Command {
     Run(Box<crate::config::flags::RunArgs>),
     /// List the pods and containers on this node
     Ps(ps::PsArgs),
+    /// Print the output of a container
+    Logs(crate::logs::cli::LogsArgs),
     /// Run a program in a running container
     Exec(exec::ExecArgs),
     /// Say what this machine lacks to be a node, and what to do about it
@@ -56,6 +58,7 @@ pub fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Run(args) => crate::daemon::main(&args),
         Command::Ps(args) => ps::run(&args),
+        Command::Logs(args) => crate::logs::cli::run(&args),
         Command::Exec(args) => return exec::main(&args),
         Command::Check(args) => return check::main(&args),
         Command::Image(args) => image(args),
