@@ -250,6 +250,7 @@ impl Node {
             .inside()
             .env("ORLOP_ROOT_DIR", dir.join("root"))
             .env("ORLOP_RUN_DIR", dir.join("run"))
+            .env("ORLOP_POD_LOGS_DIR", dir.join("logs/pods"))
             .arg(orlop_bin())
             .args(args)
             .stdin(Stdio::null())
