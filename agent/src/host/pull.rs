@@ -23,7 +23,15 @@ impl NodeHost {
                 );
                 Ok(Done { detail: Some(detail) })
             }
-            Err(error) => Err(ActionError { reason: error.reason(), message: error.to_string() }),
+            Err(error) => {
+                let said = error.to_string();
+                let message = if said.contains(image) {
+                    said
+                } else {
+                    format!("failed to pull image \"{image}\": {said}")
+                };
+                Err(ActionError { reason: error.reason(), message })
+            }
         }
     }
 
