@@ -143,6 +143,11 @@ impl Supervisor {
         if !self.removals.is_empty() {
             return false;
         }
+        if let Some(pid) = self.site.pid_ns_holder {
+            // Its end is seen like that of any other child.
+            let _ = signal(Pid::from_raw(pid), libc::SIGKILL);
+            return false;
+        }
         self.finish();
         true
     }
@@ -155,9 +160,6 @@ impl Supervisor {
     }
 
     fn finish(&mut self) {
-        if let Some(pid) = self.site.pid_ns_holder.take() {
-            let _ = signal(Pid::from_raw(pid), libc::SIGKILL);
-        }
         // Gone already is as well.
         let _ = fs::remove_file(self.site.dir.socket());
         for caller in self.ending.take().unwrap_or_default() {

@@ -33,7 +33,6 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use nix::sys::socket::{SockFlag, accept4};
 use nix::sys::timerfd::{ClockId, TimerFd, TimerFlags};
 use nix::unistd::Pid;
 
@@ -46,7 +45,7 @@ use crate::protocol::{
     Event, FIRST_CONNECTION_FD, Failure, FailureKind, FromSupervisor, Reply, SandboxDir, SupervisorRecord,
 };
 use crate::setup::{self, Sandbox, SetupError};
-use crate::sys::descriptor::adopt_inherited;
+use crate::sys::descriptor;
 use crate::sys::process::{Ended, close_from, reap};
 
 use containers::Container;
@@ -142,7 +141,7 @@ pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
         warn("usage: orlop sandbox --dir DIRECTORY [--pod NAMESPACE/NAME]");
         return ExitCode::from(2);
     };
-    let first = adopt_inherited(FIRST_CONNECTION_FD).map(Connection::new);
+    let first = descriptor::adopt_inherited(FIRST_CONNECTION_FD).map(Connection::new);
     let _ = close_from(FIRST_CONNECTION_FD as u32 + 1);
     match start(&dir) {
         Ok(mut supervisor) => supervisor.run(first),
@@ -276,12 +275,8 @@ impl Supervisor {
     }
 
     fn accept(&mut self) {
-        use std::os::fd::AsRawFd;
-        while let Ok(socket) = accept4(self.listener.as_raw_fd(), SockFlag::SOCK_CLOEXEC) {
-            let adopted = crate::sys::descriptor::adopt_received(&[socket]);
-            for socket in adopted {
-                self.add_connection(Connection::new(socket));
-            }
+        while let Ok(socket) = descriptor::accept(&self.listener) {
+            self.add_connection(Connection::new(socket));
         }
     }
 
