@@ -50,9 +50,10 @@ fn containers_share_the_sandboxs_namespaces_and_nothing_of_the_nodes() {
     spec["mounts"].as_array_mut().unwrap().push(bind);
     let start = pod.prepare("one", &spec);
     let one = pid_of(&pod.client.start(start).unwrap());
+    eventually("ready", || pod.output("one").ends_with("ready\n"));
     let two = pod.run("two", "cat /dev/shm/y; exec sleep 1000");
     let two = pid_of(&two);
-    eventually("both are ready", || pod.output("one").ends_with("ready\n") && !pod.log("two").is_empty());
+    eventually("both have written", || !pod.log("two").is_empty());
     assert_eq!(pod.output("one"), "7\n1\n1\n1\nready\n");
     assert_eq!(pod.output("two"), "y\n");
     for kind in ["net", "ipc", "uts"] {

@@ -96,7 +96,7 @@ impl Supervisor {
         Ok(())
     }
 
-    fn arm_timer(&self) {
+    pub(super) fn arm_timer(&self) {
         let once = Expiration::OneShot(TimeSpec::from_duration(RETRY));
         if let Err(errno) = self.timer.set(once, TimerSetTimeFlags::empty()) {
             warn(format_args!("set timer: {errno}"));
@@ -109,6 +109,7 @@ impl Supervisor {
         for removal in std::mem::take(&mut self.removals) {
             self.remove_or_retry(removal);
         }
+        self.remove_leftovers();
     }
 
     pub(super) fn shut_down(&mut self, caller: Caller) {

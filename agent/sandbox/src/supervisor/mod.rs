@@ -50,7 +50,7 @@ use crate::sys::process::{Ended, close_from, reap};
 
 use containers::Container;
 use ending::Removal;
-use execs::Exec;
+use execs::{Exec, Leftover};
 use launches::Launch;
 
 /// How long a failed set-up waits for the daemon's first packet, to say why in the answer.
@@ -122,6 +122,7 @@ struct Supervisor {
     /// Children that ended while helpers were under way that may yet name them.
     early: Vec<(Pid, Ended)>,
     removals: Vec<Removal>,
+    leftovers: Vec<Leftover>,
     /// Those who asked for the end; `Some` means that it has begun.
     ending: Option<Vec<Caller>>,
 }
@@ -224,6 +225,7 @@ impl Supervisor {
             launches: BTreeMap::new(),
             early: Vec::new(),
             removals: Vec::new(),
+            leftovers: Vec::new(),
             ending: None,
         })
     }
@@ -352,6 +354,9 @@ impl Supervisor {
         while let Ok(Some(_)) = self.signals.read_signal() {}
         while let Some((pid, ended)) = reap() {
             self.ended(pid, ended);
+        }
+        if !self.leftovers.is_empty() {
+            self.remove_leftovers();
         }
     }
 
