@@ -182,12 +182,10 @@ impl Hierarchies {
         Ok(open(&directory.join("cgroup.procs"), OFlag::O_WRONLY | OFlag::O_CLOEXEC, Mode::empty())?)
     }
 
-    /// Removes a child cgroup; one that still has processes stays and goes with its parent.
-    pub fn remove_child(&self, path: &Path, name: &str) {
-        if let Some(directory) = self.tracking_directory(path) {
-            // Busy or gone: both are somebody else's end of the story.
-            let _ = fs::remove_dir(directory.join(name));
-        }
+    /// Removes a child cgroup. False while a process is still in it.
+    pub fn remove_child(&self, path: &Path, name: &str) -> bool {
+        self.tracking_directory(path)
+            .is_none_or(|directory| rmdir(&directory.join(name)) != Err(Errno::EBUSY))
     }
 
     /// Removes the cgroup and its children from every hierarchy.

@@ -8,10 +8,10 @@ use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use nix::errno::Errno;
-use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
+use nix::sys::socket::{ControlMessage, MsgFlags, recvmsg, sendmsg};
 
 use crate::protocol::{Failure, FailureKind, FromSupervisor, MAX_FDS, MAX_PACKET, Request};
-use crate::sys::descriptor::adopt_received;
+use crate::sys::descriptor;
 
 /// The most packets that wait for a client.
 const MAX_QUEUED: usize = 256;
@@ -72,34 +72,23 @@ impl Connection {
         };
         // Only as large as the packet: an idle supervisor keeps no buffers.
         let mut text = vec![0u8; length.min(MAX_PACKET)];
-        let mut space = nix::cmsg_space!([i32; MAX_FDS]);
-        let mut iov = [IoSliceMut::new(&mut text)];
-        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_CMSG_CLOEXEC;
-        let fd = self.socket.as_raw_fd();
-        let (got, cut, fds) = match recvmsg::<()>(fd, &mut iov, Some(&mut space), flags) {
-            Ok(message) => {
-                let rights = message.cmsgs().into_iter().flatten().filter_map(|control| match control {
-                    ControlMessageOwned::ScmRights(fds) => Some(fds),
-                    _ => None,
-                });
-                let fds = adopt_received(&rights.flatten().collect::<Vec<_>>());
-                (message.bytes, message.flags.contains(MsgFlags::MSG_CTRUNC), fds)
-            }
+        let received = match descriptor::receive(self.socket.as_fd(), &mut text, MsgFlags::MSG_DONTWAIT) {
+            Ok(received) => received,
             Err(Errno::EAGAIN | Errno::EINTR) => return Incoming::Nothing,
             Err(_) => return Incoming::Closed,
         };
-        if got == 0 {
+        if received.length == 0 {
             return Incoming::Closed;
         }
         if length > MAX_PACKET {
             return malformed(&text, format!("packet of {length} bytes, at most {MAX_PACKET} are taken"));
         }
-        if cut {
+        if received.descriptors_cut {
             return malformed(&text, format!("more than {MAX_FDS} descriptors in a packet"));
         }
-        match serde_json::from_slice(&text[..got]) {
-            Ok(request) => Incoming::Request(request, fds),
-            Err(error) => malformed(&text[..got], format!("not a request: {error}")),
+        match serde_json::from_slice(&text[..received.length]) {
+            Ok(request) => Incoming::Request(request, received.descriptors),
+            Err(error) => malformed(&text[..received.length], format!("not a request: {error}")),
         }
     }
 

@@ -61,6 +61,35 @@ const ACCESS_MKNOD: i32 = 1;
 const ACCESS_READ: i32 = 2;
 const ACCESS_WRITE: i32 = 4;
 
+/// The devices every container may use, whatever its spec says: making any node, but opening only null, zero, full,
+/// random, urandom, tty, console, terminals and tun. `libcontainer` adds the same on version 1.
+const ALWAYS: [(&str, Option<i64>, Option<i64>, &str); 12] = [
+    ("c", None, None, "m"),
+    ("b", None, None, "m"),
+    ("c", Some(1), Some(3), "rwm"),
+    ("c", Some(1), Some(5), "rwm"),
+    ("c", Some(1), Some(7), "rwm"),
+    ("c", Some(1), Some(8), "rwm"),
+    ("c", Some(1), Some(9), "rwm"),
+    ("c", Some(5), Some(0), "rwm"),
+    ("c", Some(5), Some(1), "rwm"),
+    ("c", Some(5), Some(2), "rwm"),
+    ("c", Some(136), None, "rwm"),
+    ("c", Some(10), Some(200), "rwm"),
+];
+
+/// A spec's rules, and behind them what every container may use.
+pub fn with_usual(mut rules: Vec<DeviceRule>) -> Vec<DeviceRule> {
+    rules.extend(ALWAYS.iter().map(|(kind, major, minor, access)| DeviceRule {
+        allow: true,
+        kind: Some((*kind).to_owned()),
+        major: *major,
+        minor: *minor,
+        access: Some((*access).to_owned()),
+    }));
+    rules
+}
+
 /// Makes the program for rules in the order of the spec.
 pub fn program(rules: &[DeviceRule]) -> Vec<Instruction> {
     // struct bpf_cgroup_dev_ctx { u32 access_type (access << 16 | type); u32 major; u32 minor; }
@@ -227,10 +256,12 @@ mod tests {
             r#"[{"allow":false,"access":"rwm"},{"allow":true,"type":"c","major":1,"minor":3,"access":"rwm"}]"#,
         )
         .unwrap();
-        let program = program(&rules);
+        let program = program(&with_usual(rules));
         let null = Ask { kind: TYPE_CHARACTER, access: ACCESS_READ | ACCESS_WRITE, major: 1, minor: 3 };
         assert!(run(&program, &null));
         assert!(!run(&program, &Ask { minor: 1, ..null }), "/dev/mem");
+        assert!(run(&program, &Ask { kind: TYPE_CHARACTER, access: ACCESS_MKNOD, major: 1, minor: 1 }));
+        assert!(run(&program, &Ask { kind: TYPE_CHARACTER, access: ACCESS_WRITE, major: 136, minor: 7 }));
     }
 
     #[test]

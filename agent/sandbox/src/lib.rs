@@ -26,3 +26,4 @@ pub mod supervisor;
 mod sys;
 
 pub use supervisor::main;
+pub use sys::descriptor;

@@ -254,14 +254,15 @@ fn ten_containers_start_at_once() {
         let start = pod.prepare(name, &pod.spec(name, &["sh", "-c", &format!("echo {name}")]));
         pod.client.send(Call::Start(Box::new(start)), &[]);
     }
-    let (mut started, mut ended) = (0, 0);
-    while started < 10 || ended < 10 {
+    let (mut started, mut told, mut ended) = (0, 0, 0);
+    while started < 10 || told < 10 || ended < 10 {
         match pod.client.receive().unwrap().0 {
             FromSupervisor::Reply(reply) => {
                 assert!(matches!(reply.result, Ok(Answer::Started(_))), "{reply:?}");
                 started += 1;
             }
             FromSupervisor::Event(Event::Exited(_)) => ended += 1,
+            FromSupervisor::Event(Event::Started(_)) => told += 1,
             FromSupervisor::Event(other) => panic!("{other:?}"),
         }
     }

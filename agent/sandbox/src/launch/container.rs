@@ -5,7 +5,7 @@
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::rc::Rc;
 
@@ -13,7 +13,7 @@ use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::syscall::syscall::SyscallType;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
-use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
+use nix::sys::socket::MsgFlags;
 use nix::sys::stat::Mode;
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -27,7 +27,7 @@ use crate::protocol::{Failure, StartContainer};
 use crate::record::{read_json, write_json};
 use crate::rootfs;
 use crate::sys;
-use crate::sys::descriptor::adopt_received;
+use crate::sys::descriptor;
 use crate::sys::process::fork_child;
 
 /// The ends of the standard streams that go to the container; all absent with a terminal.
@@ -150,7 +150,8 @@ impl Job<'_> {
         let refuse = |errno: Errno| named("attach device program to", &directory, &errno);
         let cgroup = open(&directory, OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
             .map_err(refuse)?;
-        let program = sys::bpf::load_device_program(&device::program(&rules)).map_err(refuse)?;
+        let program =
+            sys::bpf::load_device_program(&device::program(&device::with_usual(rules))).map_err(refuse)?;
         sys::bpf::attach_device_program(cgroup.as_fd(), program.as_fd()).map_err(refuse)
     }
 }
@@ -197,18 +198,10 @@ impl Console {
         // libcontainer connected before it made the process, so that this does not wait.
         let (stream, _) = self.listener.accept().map_err(|error| named("accept on", &self.path, &error))?;
         let _ = fs::remove_file(&self.path);
-        receive_one(&stream).map_err(|errno| cannot_create(format!("receive pty: {errno}")))
+        let mut text = [0u8; 256];
+        let refuse = |errno: Errno| cannot_create(format!("receive pty: {errno}"));
+        let mut message =
+            descriptor::receive(stream.as_fd(), &mut text, MsgFlags::empty()).map_err(refuse)?;
+        message.descriptors.pop().ok_or_else(|| refuse(Errno::ENODATA))
     }
-}
-
-fn receive_one(stream: &UnixStream) -> Result<OwnedFd, Errno> {
-    let mut text = [0u8; 256];
-    let mut space = nix::cmsg_space!([i32; 1]);
-    let mut iov = [io::IoSliceMut::new(&mut text)];
-    let message = recvmsg::<()>(stream.as_raw_fd(), &mut iov, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC)?;
-    let rights = message.cmsgs()?.filter_map(|control| match control {
-        ControlMessageOwned::ScmRights(fds) => Some(fds),
-        _ => None,
-    });
-    adopt_received(&rights.flatten().collect::<Vec<_>>()).pop().ok_or(Errno::ENODATA)
 }

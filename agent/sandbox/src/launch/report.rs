@@ -2,19 +2,16 @@
 //!
 //! Owns: the messages and the socket pair. Never: waits; the supervisor reads when the event loop says so.
 
-use std::io::{IoSlice, IoSliceMut};
+use std::io::IoSlice;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
 use nix::errno::Errno;
-use nix::sys::socket::{
-    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, sendmsg,
-    socketpair,
-};
+use nix::sys::socket::{AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, sendmsg, socketpair};
 use serde::{Deserialize, Serialize};
 
 use crate::protocol::Failure;
-use crate::sys::descriptor::adopt_received;
+use crate::sys::descriptor;
 
 /// Longest message; failures are cut to it.
 const MAX_REPORT: usize = 4096;
@@ -82,24 +79,14 @@ pub enum Received {
 /// Reads one report.
 pub fn receive(channel: &OwnedFd) -> Received {
     let mut text = [0u8; 2 * MAX_REPORT];
-    let mut space = nix::cmsg_space!([i32; 1]);
-    let mut iov = [IoSliceMut::new(&mut text)];
-    let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_CMSG_CLOEXEC;
-    let (length, mut fds) =
-        match recvmsg::<()>(channel.as_fd().as_raw_fd(), &mut iov, Some(&mut space), flags) {
-            Ok(message) => {
-                let rights = message.cmsgs().into_iter().flatten().filter_map(|control| match control {
-                    ControlMessageOwned::ScmRights(fds) => Some(fds),
-                    _ => None,
-                });
-                (message.bytes, adopt_received(&rights.flatten().collect::<Vec<_>>()))
-            }
-            Err(Errno::EAGAIN | Errno::EINTR) => return Received::Nothing,
-            Err(_) => return Received::End,
-        };
-    match serde_json::from_slice(&text[..length]) {
-        _ if length == 0 => Received::End,
-        Ok(report) => Received::Report(report, fds.pop()),
+    let mut message = match descriptor::receive(channel.as_fd(), &mut text, MsgFlags::MSG_DONTWAIT) {
+        Ok(message) => message,
+        Err(Errno::EAGAIN | Errno::EINTR) => return Received::Nothing,
+        Err(_) => return Received::End,
+    };
+    match serde_json::from_slice(&text[..message.length]) {
+        _ if message.length == 0 => Received::End,
+        Ok(report) => Received::Report(report, message.descriptors.pop()),
         // Only our own helpers hold the other end; what they cannot say is nothing.
         Err(_) => Received::Nothing,
     }

@@ -8,6 +8,7 @@
 //! | `process.capabilities`, `noNewPrivileges`, `rlimits`, `oomScoreAdj`, `linux.seccomp` | nothing: the executor's |
 //! | `process.cwd` | `/`: the executor changes to the real one, and makes it if it is missing |
 //! | `process.terminal` | what the request says |
+//! | no `linux.resources.devices` | one rule that denies everything (`device` says what is allowed all the same) |
 //! | `process.env` | with `HOME`, so that `libcontainer` does not ask the image's name service for it |
 
 use std::path::{Path, PathBuf};
@@ -154,6 +155,12 @@ pub fn fill(spec: &mut Value, process: &Process, filling: &Filling<'_>) -> Resul
     linux.remove("sysctl");
     let listed = linux.remove("namespaces").unwrap_or_default();
     linux.insert("namespaces".to_owned(), namespaces(&listed, filling));
+    let resources = linux.entry("resources").or_insert_with(|| json!({}));
+    let resources = object(resources, "linux.resources")?;
+    if resources.get("devices").and_then(Value::as_array).is_none_or(Vec::is_empty) {
+        // Said by nobody, a version 1 cgroup would inherit its parent's, which allow everything.
+        resources.insert("devices".to_owned(), json!([{"allow": false, "access": "rwm"}]));
+    }
     Ok(())
 }
 
@@ -211,6 +218,7 @@ mod tests {
                 "root": {"path": "/r", "readonly": true},
                 "process": {"args": ["sh"], "env": ["A=1"], "cwd": "/", "user": {"uid": 5, "gid": 6}, "terminal": true},
                 "linux": {"cgroupsPath": "/a/b",
+                    "resources": {"devices": [{"allow": false, "access": "rwm"}]},
                     "namespaces": [{"type": "pid"}, {"type": "mount"}, {"type": "cgroup"}]},
             })
         );

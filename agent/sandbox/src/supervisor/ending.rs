@@ -99,7 +99,7 @@ impl Supervisor {
         Ok(())
     }
 
-    fn arm_timer(&self) {
+    pub(super) fn arm_timer(&self) {
         let once = Expiration::OneShot(TimeSpec::from_duration(RETRY));
         if let Err(errno) = self.timer.set(once, TimerSetTimeFlags::empty()) {
             warn(format_args!("set timer: {errno}"));
@@ -112,6 +112,7 @@ impl Supervisor {
         for removal in std::mem::take(&mut self.removals) {
             self.remove_or_retry(removal);
         }
+        self.remove_leftovers();
     }
 
     pub(super) fn shut_down(&mut self, caller: Caller) {
@@ -146,6 +147,11 @@ impl Supervisor {
         if !self.removals.is_empty() {
             return false;
         }
+        if let Some(pid) = self.site.pid_ns_holder {
+            // Its end is seen like that of any other child.
+            let _ = signal(Pid::from_raw(pid), libc::SIGKILL);
+            return false;
+        }
         self.finish();
         true
     }
@@ -158,9 +164,6 @@ impl Supervisor {
     }
 
     fn finish(&mut self) {
-        if let Some(pid) = self.site.pid_ns_holder.take() {
-            let _ = signal(Pid::from_raw(pid), libc::SIGKILL);
-        }
         // Gone already is as well.
         let _ = fs::remove_file(self.site.dir.socket());
         for caller in self.ending.take().unwrap_or_default() {

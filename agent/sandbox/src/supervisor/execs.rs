@@ -26,6 +26,17 @@ pub(super) struct Exec {
     early_signal: Option<i32>,
 }
 
+/// How often the timer tries; later only the end of some process is a reason to try again.
+const MOST_TRIES: u32 = 20;
+
+/// The cgroup of an exec'd process that has ended.
+#[derive(Debug)]
+pub(super) struct Leftover {
+    container: u32,
+    exec_id: u64,
+    tries: u32,
+}
+
 impl Supervisor {
     pub(super) fn exec_of(&self, pid: Pid) -> Option<u32> {
         self.execs.iter().find(|(_, one)| one.pid == Some(pid)).map(|(index, _)| *index)
@@ -110,10 +121,23 @@ impl Supervisor {
 
     fn forget_exec(&mut self, index: u32) -> Option<u64> {
         let exec = self.execs.remove(&index)?;
-        if let Some(path) = self.containers.get(&exec.container).and_then(|one| one.cgroup.as_ref()) {
-            self.site.hierarchies.remove_child(path, &cgroup_name(exec.exec_id));
-        }
+        self.leftovers.push(Leftover { container: exec.container, exec_id: exec.exec_id, tries: 0 });
+        self.remove_leftovers();
         Some(exec.exec_id)
+    }
+
+    /// Removes the cgroups of exec'd processes that have ended. Those in which something still runs are tried again when
+    /// a child has been reaped, for a short time also by the timer, and go with their container at last.
+    pub(super) fn remove_leftovers(&mut self) {
+        let (hierarchies, containers) = (&self.site.hierarchies, &self.containers);
+        self.leftovers.retain_mut(|leftover| {
+            leftover.tries = leftover.tries.saturating_add(1);
+            let path = containers.get(&leftover.container).and_then(|one| one.cgroup.as_ref());
+            path.is_some_and(|path| !hierarchies.remove_child(path, &cgroup_name(leftover.exec_id)))
+        });
+        if self.leftovers.iter().any(|leftover| leftover.tries < MOST_TRIES) {
+            self.arm_timer();
+        }
     }
 
     pub(super) fn exec_signal(&mut self, exec_id: u64, number: i32) -> Result<Answer, Failure> {

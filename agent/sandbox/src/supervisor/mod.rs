@@ -35,7 +35,7 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::socket::sockopt::SockType as SocketType;
-use nix::sys::socket::{SockFlag, SockType, accept4, getsockopt};
+use nix::sys::socket::{SockType, getsockopt};
 use nix::sys::stat::Mode;
 use nix::sys::timerfd::{ClockId, TimerFd, TimerFlags};
 use nix::unistd::{Pid, dup2_stdin};
@@ -47,11 +47,12 @@ use crate::log::Clock;
 use crate::log::file::Limits;
 use crate::protocol::{Event, Failure, FailureKind, FromSupervisor, Reply, SandboxDir, SupervisorRecord};
 use crate::setup::{self, Sandbox, SetupError};
+use crate::sys::descriptor;
 use crate::sys::process::{Ended, close_from, reap};
 
 use containers::Container;
 use ending::Removal;
-use execs::Exec;
+use execs::{Exec, Leftover};
 use launches::Launch;
 
 /// How long a failed set-up waits for the daemon's first packet, to say why in the answer.
@@ -123,6 +124,7 @@ struct Supervisor {
     /// Children that ended while helpers were under way that may yet name them.
     early: Vec<(Pid, Ended)>,
     removals: Vec<Removal>,
+    leftovers: Vec<Leftover>,
     /// Those who asked for the end; `Some` means that it has begun.
     ending: Option<Vec<Caller>>,
 }
@@ -236,6 +238,7 @@ impl Supervisor {
             launches: BTreeMap::new(),
             early: Vec::new(),
             removals: Vec::new(),
+            leftovers: Vec::new(),
             ending: None,
         })
     }
@@ -287,12 +290,8 @@ impl Supervisor {
     }
 
     fn accept(&mut self) {
-        use std::os::fd::AsRawFd;
-        while let Ok(socket) = accept4(self.listener.as_raw_fd(), SockFlag::SOCK_CLOEXEC) {
-            let adopted = crate::sys::descriptor::adopt_received(&[socket]);
-            for socket in adopted {
-                self.add_connection(Connection::new(socket));
-            }
+        while let Ok(socket) = descriptor::accept(&self.listener) {
+            self.add_connection(Connection::new(socket));
         }
     }
 
@@ -368,6 +367,9 @@ impl Supervisor {
         while let Ok(Some(_)) = self.signals.read_signal() {}
         while let Some((pid, ended)) = reap() {
             self.ended(pid, ended);
+        }
+        if !self.leftovers.is_empty() {
+            self.remove_leftovers();
         }
     }
 

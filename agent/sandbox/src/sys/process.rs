@@ -6,7 +6,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use nix::errno::Errno;
-use nix::sys::signal::{SigHandler, SigSet, Signal};
+use nix::sys::signal::SigSet;
 use nix::unistd::{ForkResult, Pid};
 
 /// The exit code of a forked child whose code panicked.
@@ -80,14 +80,22 @@ pub fn close_from(first: u32) -> Result<(), Errno> {
 
 /// Gives every signal its default disposition and unblocks all.
 ///
-/// A container's program must not inherit what the supervisor ignores or blocks.
+/// A container's program must not inherit what the supervisor, or whoever started it, ignores or blocks.
 pub fn reset_signals() -> Result<(), Errno> {
-    for signal in Signal::iterator() {
-        if matches!(signal, Signal::SIGKILL | Signal::SIGSTOP) {
+    /// `struct sigaction` of the kernel: handler, flags, restorer, mask. All zero is the default disposition.
+    #[repr(C)]
+    struct KernelAction([usize; 4]);
+    let default = KernelAction([0; 4]);
+    // By raw call: C libraries refuse the signals they use themselves, and those may be inherited as ignored, too.
+    for signal in 1..=64 {
+        if matches!(signal, libc::SIGKILL | libc::SIGSTOP) {
             continue;
         }
-        // SAFETY: the default disposition runs no code of ours.
-        unsafe { nix::sys::signal::signal(signal, SigHandler::SigDfl) }?;
+        // SAFETY: the kernel reads one action, which lives until the call returns, and writes none; the default
+        // disposition runs no code of ours.
+        let done =
+            unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, &default, std::ptr::null::<u8>(), 8) };
+        Errno::result(done)?;
     }
     SigSet::empty().thread_set_mask()
 }

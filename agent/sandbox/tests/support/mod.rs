@@ -6,8 +6,8 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{IoSlice, IoSliceMut};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::io::IoSlice;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -16,10 +16,11 @@ use std::time::{Duration, Instant};
 
 use nix::sys::socket::sockopt::ReceiveTimeout;
 use nix::sys::socket::{
-    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr, connect,
-    recvmsg, sendmsg, setsockopt, socket, socketpair,
+    AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, connect, sendmsg, setsockopt,
+    socket, socketpair,
 };
 use nix::sys::time::TimeVal;
+use orlop_sandbox::descriptor;
 use orlop_sandbox::protocol::*;
 use serde_json::{Value, json};
 
@@ -105,6 +106,11 @@ impl Plan {
         Plan { config, place, cgroup: Path::new("/").join(name), cgroups }
     }
 
+    /// A path in the pod's own temporary directory.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.place.path().join(name)
+    }
+
     /// Starts the supervisor without greeting it.
     pub fn spawn(self) -> Pod {
         let dir = SandboxDir(self.place.path().join("run"));
@@ -137,7 +143,7 @@ fn make_layer(layer: &Path) {
     }
     fs::copy(BUSYBOX, layer.join("bin/busybox")).unwrap();
     let applets = "sh sleep cat echo true false kill ps id grep head dd yes seq hostname mount touch ls nslookup \
-        ip readlink ulimit env stty tr wc mkdir stat nc chroot unshare mknod trap pwd test tail sync printf od";
+        ip readlink ulimit env stty tr wc mkdir stat nc chroot unshare mknod trap pwd test tail sync printf od setsid tty";
     for applet in applets.split_ascii_whitespace() {
         symlink("busybox", layer.join("bin").join(applet)).unwrap();
     }
@@ -317,11 +323,15 @@ impl Client {
     }
 
     pub fn connect(dir: &SandboxDir) -> Self {
-        let socket = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None).unwrap();
-        connect(socket.as_raw_fd(), &UnixAddr::new(&dir.socket()).unwrap()).unwrap();
-        let mut client = Client::new(socket);
+        let mut client = Client::connect_silently(dir);
         client.hello();
         client
+    }
+
+    pub fn connect_silently(dir: &SandboxDir) -> Self {
+        let socket = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None).unwrap();
+        connect(socket.as_raw_fd(), &UnixAddr::new(&dir.socket()).unwrap()).unwrap();
+        Client::new(socket)
     }
 
     pub fn hello(&mut self) -> SupervisorRecord {
@@ -348,23 +358,10 @@ impl Client {
 
     pub fn receive(&mut self) -> Option<(FromSupervisor, Option<OwnedFd>)> {
         let mut text = vec![0u8; MAX_PACKET];
-        let mut space = nix::cmsg_space!([i32; 4]);
-        let mut iov = [IoSliceMut::new(&mut text)];
         let message =
-            recvmsg::<()>(self.socket.as_raw_fd(), &mut iov, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC)
-                .expect("a packet in time");
-        let length = message.bytes;
-        let fd = message.cmsgs().unwrap().find_map(|control| match control {
-            // Opened again by path: taking the number over would need unsafe code.
-            ControlMessageOwned::ScmRights(fds) => Some(fds[0]),
-            _ => None,
-        });
-        let fd = fd.map(|number| {
-            let copy = fs::OpenOptions::new().read(true).write(true).open(format!("/proc/self/fd/{number}"));
-            nix::unistd::close(number).unwrap();
-            OwnedFd::from(copy.unwrap())
-        });
-        (length > 0).then(|| (serde_json::from_slice(&text[..length]).unwrap(), fd))
+            descriptor::receive(self.socket.as_fd(), &mut text, MsgFlags::empty()).expect("a packet in time");
+        let parse = || serde_json::from_slice(&text[..message.length]).unwrap();
+        (message.length > 0).then(|| (parse(), message.descriptors.into_iter().next()))
     }
 
     pub fn reply(&mut self, id: u64) -> (Result<Answer, Failure>, Option<OwnedFd>) {
@@ -377,6 +374,19 @@ impl Client {
                 (FromSupervisor::Event(event), _) => self.events.push(event),
             }
         }
+    }
+
+    /// Sends without waiting; an error when the socket is full or closed.
+    pub fn try_send(&mut self, call: Call) -> Result<(), nix::Error> {
+        let text = serde_json::to_vec(&Request { id: 1, call }).unwrap();
+        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+        sendmsg::<()>(self.socket.as_raw_fd(), &[IoSlice::new(&text)], &[], flags, None).map(drop)
+    }
+
+    /// A call with an id of one's own choice.
+    pub fn call_as(&mut self, id: u64, call: Call) -> Result<Answer, Failure> {
+        self.next = id;
+        self.call(call)
     }
 
     pub fn call(&mut self, call: Call) -> Result<Answer, Failure> {
@@ -441,4 +451,43 @@ pub fn eventually(what: &str, mut so: impl FnMut() -> bool) {
         assert!(Instant::now() < deadline, "{what}");
         std::thread::sleep(Duration::from_millis(5));
     }
+}
+
+/// A request to run `args` in a container.
+pub fn exec_request(pod: &Pod, name: &str, args: &[&str]) -> ExecProcess {
+    ExecProcess {
+        exec_id: u64::from(std::process::id()) << 32 | u64::from(NEXT.fetch_add(1, Ordering::Relaxed)),
+        id: pod.id(name),
+        args: args.iter().map(|arg| (*arg).to_owned()).collect(),
+        env: Vec::new(),
+        cwd: None,
+        tty: false,
+    }
+}
+
+/// Starts a process whose outputs can be read; its input is empty.
+pub fn start_exec(pod: &mut Pod, request: ExecProcess) -> Result<[fs::File; 2], Failure> {
+    let null = fs::File::open("/dev/null").unwrap();
+    let (out, out_end) = nix::unistd::pipe().unwrap();
+    let (err, err_end) = nix::unistd::pipe().unwrap();
+    let fds = [null.as_raw_fd(), out_end.as_raw_fd(), err_end.as_raw_fd()];
+    let id = pod.client.send(Call::Exec(Box::new(request)), &fds);
+    drop((out_end, err_end));
+    match pod.client.reply(id).0? {
+        Answer::ExecStarted { .. } => Ok([fs::File::from(out), fs::File::from(err)]),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Runs a process to its end: exit code, stdout, stderr.
+pub fn exec_with(pod: &mut Pod, request: ExecProcess) -> (i32, String, String) {
+    let id = request.exec_id;
+    let outputs = start_exec(pod, request).unwrap();
+    let [out, err] = outputs.map(|file| std::io::read_to_string(file).unwrap());
+    (pod.client.exec_exit(id), out, err)
+}
+
+pub fn exec(pod: &mut Pod, name: &str, args: &[&str]) -> (i32, String, String) {
+    let request = exec_request(pod, name, args);
+    exec_with(pod, request)
 }
