@@ -18,6 +18,8 @@ mod endpoints;
 mod explain;
 pub mod fake;
 mod frontends;
+mod health;
+mod metrics;
 pub mod netlink;
 pub mod objects;
 mod program;
@@ -32,5 +34,7 @@ pub use backend::{
 };
 pub use config::{Config, DetectLocal, NodePortAddresses};
 pub use explain::{Explanation, Query, Status, Verification};
-pub use proxy::{Error, Event, HealthCheck, Proxy, SyncReport};
+pub use health::{Answer, HEALTH_TIMEOUT, Health};
+pub use metrics::Metrics;
+pub use proxy::{Changes, Error, Event, HealthCheck, Proxy, SyncReport};
 pub use trace::{Contents, Outcome, Packet, Sets, Trace, trace};
