@@ -8,7 +8,8 @@
 //! ```
 //! Owns: everything kube-proxy 1.36 does in nftables mode. A change of one endpoint touches its elements and nothing
 //! else; the number of sets and chains does not grow with the number of services; nothing is done by the clock.
-//! Architecture invariant: synchronous, no async runtime, no HTTP, no child process; it knows nobody. Who feeds it
+//! Architecture invariant: synchronous, no async runtime, no HTTP, no child process to program
+//! anything (`stock` asks nft for a second opinion when told to); it knows nobody. Who feeds it
 //! events, and who serves its health and metrics, is somebody else.
 
 mod backend;
@@ -26,6 +27,7 @@ mod program;
 mod proxy;
 pub mod ruleset;
 mod slots;
+mod stock;
 mod table;
 mod trace;
 
