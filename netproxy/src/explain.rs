@@ -10,7 +10,7 @@ use std::net::IpAddr;
 
 use crate::backend::{Backend, BackendError};
 use crate::objects::{Family, Protocol};
-use crate::program::{Address, PortProgram};
+use crate::program::{Address, Masquerade, PortProgram};
 use crate::proxy::Proxy;
 use crate::ruleset::{Element, NodePort, SetName, Target, Vip};
 use crate::trace::{Contents, Packet, Sets, Trace, trace};
@@ -67,8 +67,10 @@ pub struct Status {
     pub endpoints: usize,
     /// Frontends without any endpoint.
     pub without_endpoints: usize,
-    /// Frontends for which there are endpoints, but none on this node where only those count.
-    pub without_local_endpoints: usize,
+    /// Cluster addresses for which there are endpoints, but none on this node where only those count.
+    pub without_local_internal: BTreeMap<Family, usize>,
+    /// External addresses and node ports of that kind.
+    pub without_local_external: BTreeMap<Family, usize>,
     /// Services left out because the kernel refuses them.
     pub quarantined: usize,
     /// Parts of objects that were unusable, each counted once.
@@ -91,7 +93,13 @@ impl<B: Backend> Proxy<B> {
                 if !port.any {
                     status.without_endpoints += port.frontends.len();
                 }
-                status.without_local_endpoints += port.frontends_without_local().count();
+                for frontend in port.frontends_without_local() {
+                    let lane = match frontend.masquerade {
+                        Masquerade::Internal => &mut status.without_local_internal,
+                        Masquerade::Everyone | Masquerade::Node => &mut status.without_local_external,
+                    };
+                    *lane.entry(port.family).or_default() += 1;
+                }
             }
         }
         for (family, _) in self.chains().keys() {
@@ -265,7 +273,8 @@ impl fmt::Display for Status {
         writeln!(f, "services                 {}", self.services)?;
         writeln!(f, "frontends                {}", self.frontends)?;
         writeln!(f, "  without endpoints      {}", self.without_endpoints)?;
-        writeln!(f, "  without local ones     {}", self.without_local_endpoints)?;
+        let away = self.without_local_internal.values().chain(self.without_local_external.values());
+        writeln!(f, "  without local ones     {}", away.sum::<usize>())?;
         writeln!(f, "endpoints                {}", self.endpoints)?;
         writeln!(f, "refused by the kernel    {}", self.quarantined)?;
         write!(f, "unusable object fields   {}", self.problems)?;

@@ -8,7 +8,8 @@
 //! ```
 //! Owns: everything kube-proxy 1.36 does in nftables mode. A change of one endpoint touches its elements and nothing
 //! else; the number of sets and chains does not grow with the number of services; nothing is done by the clock.
-//! Architecture invariant: synchronous, no async runtime, no HTTP, no child process; it knows nobody. Who feeds it
+//! Architecture invariant: synchronous, no async runtime, no HTTP, no child process to program
+//! anything (`stock` asks nft for a second opinion when told to); it knows nobody. Who feeds it
 //! events, and who serves its health and metrics, is somebody else.
 
 mod backend;
@@ -18,12 +19,15 @@ mod endpoints;
 mod explain;
 pub mod fake;
 mod frontends;
+mod health;
+mod metrics;
 pub mod netlink;
 pub mod objects;
 mod program;
 mod proxy;
 pub mod ruleset;
 mod slots;
+mod stock;
 mod table;
 mod trace;
 
@@ -32,5 +36,7 @@ pub use backend::{
 };
 pub use config::{Config, DetectLocal, NodePortAddresses};
 pub use explain::{Explanation, Query, Status, Verification};
-pub use proxy::{Error, Event, HealthCheck, Proxy, SyncReport};
+pub use health::{Answer, HEALTH_TIMEOUT, Health};
+pub use metrics::Metrics;
+pub use proxy::{Changes, Error, Event, HealthCheck, Proxy, SyncReport};
 pub use trace::{Contents, Outcome, Packet, Sets, Trace, trace};

@@ -44,10 +44,36 @@ pub struct Table {
     slice_owner: HashMap<ObjectName, u32>,
     zones: Vec<Box<str>>,
     dirty: HashSet<u32>,
-    triggers: Vec<u64>,
+    triggers: Vec<(Family, u64)>,
     complaints: Complaints,
+    changes: Changes,
     services_listed: bool,
     slices_listed: bool,
+}
+
+/// How many objects changed since the start, and how many of these changes are not programmed yet.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Changes {
+    /// Services.
+    pub services: u64,
+    /// Endpoint slices.
+    pub endpoints: u64,
+    /// Services, not programmed.
+    pub services_pending: usize,
+    /// Endpoint slices, not programmed.
+    pub endpoints_pending: usize,
+}
+
+impl Changes {
+    const fn count_service(&mut self) {
+        self.services += 1;
+        self.services_pending += 1;
+    }
+
+    const fn count_endpoints(&mut self) {
+        self.endpoints += 1;
+        self.endpoints_pending += 1;
+    }
 }
 
 /// Problems of objects, each told once.
@@ -99,6 +125,7 @@ impl Table {
             dirty: HashSet::new(),
             triggers: Vec::new(),
             complaints: Complaints::default(),
+            changes: Changes::default(),
             services_listed: false,
             slices_listed: false,
         }
@@ -116,6 +143,7 @@ impl Table {
 
     /// The services touched since the last call, in order.
     pub fn take_dirty(&mut self) -> Vec<u32> {
+        (self.changes.services_pending, self.changes.endpoints_pending) = (0, 0);
         let mut dirty: Vec<u32> = std::mem::take(&mut self.dirty).into_iter().collect();
         dirty.sort_unstable();
         dirty
@@ -127,8 +155,13 @@ impl Table {
     }
 
     /// When the causes of the changes since the last call happened, milliseconds since the epoch.
-    pub fn take_triggers(&mut self) -> Vec<u64> {
+    pub fn take_triggers(&mut self) -> Vec<(Family, u64)> {
         std::mem::take(&mut self.triggers)
+    }
+
+    /// How much changed.
+    pub const fn changes(&self) -> Changes {
+        self.changes
     }
 
     /// What is wrong with objects.
@@ -176,6 +209,7 @@ impl Table {
         if entry.service.as_deref() != Some(&service) {
             entry.service = Some(Box::new(service));
             self.dirty.insert(number);
+            self.changes.count_service();
         }
     }
 
@@ -185,6 +219,7 @@ impl Table {
         let entry = self.entries[number as usize].as_mut().expect("a number in the index has an entry");
         if entry.service.take().is_some() {
             self.dirty.insert(number);
+            self.changes.count_service();
         }
     }
 
@@ -205,7 +240,7 @@ impl Table {
         self.services_listed = true;
     }
 
-    /// A slice was added or changed. `now_complete` is whether its trigger time counts for latency.
+    /// A slice was added or changed.
     pub fn apply_slice(&mut self, slice: EndpointSlice) {
         for problem in &slice.problems {
             self.complaints.add(&slice.name, problem);
@@ -234,8 +269,9 @@ impl Table {
         }
         self.slice_owner.insert(slice.name, number);
         self.dirty.insert(number);
+        self.changes.count_endpoints();
         if self.is_complete() {
-            self.triggers.extend(slice.triggered_ms);
+            self.triggers.extend(slice.triggered_ms.map(|trigger| (family, trigger)));
         }
     }
 
@@ -245,6 +281,7 @@ impl Table {
         let entry = self.entries[number as usize].as_mut().expect("the owner of a slice has an entry");
         entry.slices.retain(|slice| slice.name != *name);
         self.dirty.insert(number);
+        self.changes.count_endpoints();
     }
 
     /// The complete list of slices.

@@ -134,8 +134,8 @@ impl World {
     }
 }
 
-fn name(text: String) -> ObjectName {
-    ObjectName::new("ns", &text)
+fn name(text: &str) -> ObjectName {
+    ObjectName::new("ns", text)
 }
 
 /// What is in the fake, with the slots of each address turned into a set.
@@ -205,7 +205,7 @@ fn run(steps: &[Step]) -> (Proxy<Fake>, World) {
             }
             Step::NoService(number) => {
                 world.services.remove(number);
-                vec![Event::ServiceDeleted(name(format!("s{number}")))]
+                vec![Event::ServiceDeleted(name(&format!("s{number}")))]
             }
             Step::Slice { service, part, shape } => {
                 let object = slice(*service, *part, *shape);
@@ -214,7 +214,7 @@ fn run(steps: &[Step]) -> (Proxy<Fake>, World) {
             }
             Step::NoSlice { service, part } => {
                 world.slices.remove(&(*service, *part));
-                vec![Event::SliceDeleted(name(format!("s{service}-{part}")))]
+                vec![Event::SliceDeleted(name(&format!("s{service}-{part}")))]
             }
             Step::Node { zone } => {
                 world.zone = Some(*zone);

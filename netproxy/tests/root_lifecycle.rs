@@ -10,17 +10,17 @@ use std::time::{Duration, Instant, SystemTime};
 use lab::{Lab, Outcome};
 use orlop_netproxy::netlink::Netlink;
 use orlop_netproxy::objects::{Family, ObjectName, Protocol};
-use orlop_netproxy::ruleset::Target;
+use orlop_netproxy::ruleset::{Element, Key, SetName, Target, Value, Verdict, Vip};
 use orlop_netproxy::{Backend, Config, DetectLocal, Error, Event, Operation, Proxy, Query, Transaction};
-use serde_json::{Value, json};
+use serde_json::{Value as Json, json};
 
-fn service(name: &str, spec: &Value) -> Event {
+fn service(name: &str, spec: &Json) -> Event {
     let object = json!({ "metadata": { "namespace": "ns", "name": name }, "spec": spec });
     Event::ServiceApplied(Box::new(serde_json::from_value(object).unwrap()))
 }
 
-fn slice(service: &str, ports: &Value, addresses: &[&str]) -> Event {
-    let endpoints: Vec<Value> = addresses
+fn slice(service: &str, ports: &Json, addresses: &[&str]) -> Event {
+    let endpoints: Vec<Json> = addresses
         .iter()
         .map(|address| {
             let node = if address.starts_with("10.180.0.") { "here" } else { "there" };
@@ -60,7 +60,7 @@ fn web() -> Event {
     service("web", &json!({ "clusterIP": VIP, "ports": [{ "port": 80 }] }))
 }
 
-fn tcp_port() -> Value {
+fn tcp_port() -> Json {
     json!([{ "name": "", "port": 8080 }])
 }
 
@@ -188,6 +188,109 @@ fn others_cannot_change_the_table_and_theirs_is_left_alone() {
 }
 
 #[test]
+fn a_table_of_ones_own_is_repaired_and_replaced_in_place() {
+    require_root!();
+    let lab = Lab::new();
+    let mut proxy = proxy(&lab);
+    proxy.apply(web());
+    proxy.apply(slice("web", &tcp_port(), &[A]));
+    proxy.sync(SystemTime::now()).unwrap();
+    let key =
+        |last: u8| Key::Vip(Vip { address: [10, 96, 0, last].into(), protocol: Protocol::Tcp, port: 80 });
+    let element = |last| vec![Element { key: key(last), value: Value::Verdict(Verdict::Drop) }];
+    let behind = |proxy: &mut Proxy<Netlink>, operation| {
+        let transaction = Transaction { table: "orlop".to_owned(), operations: vec![operation] };
+        proxy.backend_mut().commit(&transaction).unwrap();
+    };
+    // An element that should not be there, and that the proxy is told of.
+    behind(&mut proxy, Operation::AddElements(Family::V4, SetName::Services, element(9)));
+    proxy.apply(Event::ForeignChange);
+    let report = proxy.sync(SystemTime::now()).unwrap();
+    assert_eq!((report.added, report.removed, report.adopted.len()), (0, 1, 2));
+    // One it is not told of, and that its next transaction collides with.
+    behind(&mut proxy, Operation::AddElements(Family::V4, SetName::Services, element(2)));
+    proxy.apply(service("other", &json!({ "clusterIP": "10.96.0.2", "ports": [{ "port": 80 }] })));
+    proxy.apply(slice("other", &tcp_port(), &[B]));
+    let error = proxy.sync(SystemTime::now()).unwrap_err().to_string();
+    assert!(error.contains("set ip services") && error.contains("EEXIST"), "{error}");
+    let report = proxy.sync(SystemTime::now()).unwrap();
+    assert_eq!(report.replaced, [Family::V4, Family::V6]);
+    assert_eq!((pod(&lab.tcp("client", VIP, 80)), pod(&lab.tcp("client", "10.96.0.2", 80))), ("a", "b"));
+    assert_eq!(proxy.verify().unwrap().differences, Vec::<String>::new());
+}
+
+#[test]
+fn without_owners_foreign_changes_are_heard_and_repaired() {
+    require_root!();
+    let lab = Lab::new();
+    let mut proxy = lab.on_node(|| Proxy::new(config(), Netlink::open().unwrap().unprotected()));
+    proxy.apply(Event::ServicesReset(Vec::new()));
+    proxy.apply(Event::SlicesReset(Vec::new()));
+    proxy.apply(web());
+    proxy.apply(slice("web", &tcp_port(), &[A]));
+    let mut monitor = lab.on_node(|| proxy.backend().monitor("orlop").unwrap());
+    proxy.sync(SystemTime::now()).unwrap();
+    assert!(!monitor.changed(), "its own changes are not foreign");
+    for damage in [
+        "delete element ip orlop services { 10.96.0.1 . tcp . 80 }",
+        "flush chain ip orlop services",
+        "flush ruleset",
+    ] {
+        lab.nft(&damage.split(' ').collect::<Vec<_>>()).unwrap();
+        assert_ne!(
+            lab.tcp("client", VIP, 80),
+            Outcome::Answered("a".to_owned(), "10.180.0.12".parse().unwrap())
+        );
+        assert!(monitor.changed(), "{damage}");
+        proxy.apply(Event::ForeignChange);
+        proxy.sync(SystemTime::now()).unwrap();
+        assert_eq!(pod(&lab.tcp("client", VIP, 80)), "a", "{damage}");
+        assert!(!monitor.changed());
+    }
+}
+
+#[test]
+fn stock_nft_reads_the_same() {
+    require_root!();
+    let lab = Lab::new();
+    let mut proxy = proxy(&lab);
+    let spec = json!({ "type": "LoadBalancer", "clusterIP": VIP, "externalIPs": ["198.51.100.1"],
+        "loadBalancerSourceRanges": ["10.0.0.0/8", "192.0.2.0/24"], "externalTrafficPolicy": "Local",
+        "ports": [{ "name": "t", "port": 80, "nodePort": 30080 }, { "name": "s", "port": 81, "protocol": "SCTP" }] });
+    let mut object = json!({ "metadata": { "namespace": "ns", "name": "web" }, "spec": spec });
+    object["status"] = json!({ "loadBalancer": { "ingress": [{ "ip": "203.0.113.1" }] } });
+    proxy.apply(Event::ServiceApplied(Box::new(serde_json::from_value(object).unwrap())));
+    let ports = json!([{ "name": "t", "port": 8080 }, { "name": "s", "port": 9, "protocol": "SCTP" }]);
+    proxy.apply(slice("web", &ports, &[A, B, FAR]));
+    proxy.sync(SystemTime::now()).unwrap();
+    assert_eq!(lab.on_node(|| proxy.verify_with_nft()).unwrap(), Vec::<String>::new());
+    let listing: Json =
+        serde_json::from_str(&lab.nft(&["-j", "list", "table", "ip", "orlop"]).unwrap()).unwrap();
+    let mut elements = std::collections::BTreeMap::new();
+    for object in listing["nftables"].as_array().unwrap() {
+        for kind in ["set", "map"] {
+            if let Some(name) = object[kind]["name"].as_str() {
+                elements.insert(name.to_owned(), object[kind]["elem"].as_array().map_or(0, Vec::len));
+            }
+        }
+    }
+    let wanted = proxy.wanted();
+    for set in SetName::STATIC {
+        let count = wanted.sets.get(&(Family::V4, set.clone())).map_or(0, std::collections::BTreeMap::len);
+        assert_eq!(elements.get(&set.to_string()), Some(&count), "{set}");
+    }
+    drop(proxy);
+    lab.nft(&["add", "chain", "ip", "orlop", "stranger"]).unwrap();
+    let mut looking = self::proxy(&lab);
+    looking.verify().unwrap();
+    let differences = lab.on_node(|| looking.verify_with_nft()).unwrap();
+    assert!(
+        differences.contains(&"nft sees ip chain stranger, which is not ours".to_owned()),
+        "{differences:?}"
+    );
+}
+
+#[test]
 fn a_monitor_hears_foreign_changes_and_not_its_own() {
     require_root!();
     let lab = Lab::bare();
@@ -253,6 +356,72 @@ fn clients_with_affinity_stay_until_their_time_or_their_endpoint_is_over() {
         std::thread::sleep(Duration::from_millis(1200));
     }
     assert_eq!(proxy.verify().unwrap().differences, Vec::<String>::new());
+}
+
+#[test]
+fn affinity_holds_over_ipv6_and_where_only_local_endpoints_count_for_some() {
+    require_root!();
+    let lab = Lab::new();
+    let config = Config {
+        node_addresses: vec![lab::NODE_IP6.parse().unwrap()],
+        detect_local: DetectLocal::ClusterCidr(vec!["fd00:180::/32".parse().unwrap()]),
+        ..config()
+    };
+    let new = || lab.on_node(|| Proxy::new(config.clone(), Netlink::open().unwrap()));
+    let object = json!({ "metadata": { "namespace": "ns", "name": "web" }, "spec": {
+        "type": "NodePort", "clusterIP": "fd00:96::1", "externalTrafficPolicy": "Local", "sessionAffinity": "ClientIP",
+        "ports": [{ "name": "http", "port": 80, "nodePort": 30080 }] } });
+    let endpoints: Vec<Json> = lab::PODS
+        .iter()
+        .filter(|(pod, ..)| *pod != "client")
+        .map(|(pod, _, v6)| json!({ "addresses": [v6], "nodeName": if pod.len() == 1 { "here" } else { "there" } }))
+        .collect();
+    let slice = json!({
+        "metadata": { "namespace": "ns", "name": "web", "labels": { "kubernetes.io/service-name": "web" } },
+        "addressType": "IPv6", "ports": [{ "name": "http", "port": 8080 }], "endpoints": endpoints });
+    let feed = |proxy: &mut Proxy<Netlink>| {
+        proxy.apply(Event::ServicesReset(vec![serde_json::from_value(object.clone()).unwrap()]));
+        proxy.apply(Event::SlicesReset(vec![serde_json::from_value(slice.clone()).unwrap()]));
+        proxy.sync(SystemTime::now()).unwrap()
+    };
+    let mut first = new();
+    feed(&mut first);
+    let ways = [
+        ("client", "fd00:96::1", 80),
+        ("client", lab::NODE_IP6, 30080),
+        ("node", lab::NODE_IP6, 30080),
+        ("outside", "fd00:96::1", 80),
+        ("outside", lab::NODE_IP6, 30080),
+    ];
+    let chosen: Vec<String> =
+        ways.iter().map(|(from, to, port)| pod(&lab.tcp(from, to, *port)).to_owned()).collect();
+    assert_eq!(chosen[0], chosen[1], "a pod keeps its endpoint from one way to the other");
+    assert!(["a", "b"].contains(&chosen[4].as_str()), "the outside gets a local endpoint");
+    for _ in 0..6 {
+        for ((from, to, port), kept) in ways.iter().zip(&chosen) {
+            assert_eq!(pod(&lab.tcp(from, to, *port)), kept, "{from} to {to}");
+        }
+    }
+    let listing = lab.nft(&["list", "table", "ip6", "orlop"]).unwrap();
+    assert!(
+        listing.contains(
+            "update @clients/local/ns/web/tcp/http { ip6 saddr timeout 3h : ip6 daddr . th dport }"
+        ),
+        "{listing}"
+    );
+    drop(first);
+    let mut second = new();
+    let report = feed(&mut second);
+    assert_eq!((report.added, report.removed, report.adopted.len()), (0, 0, 2));
+    for ((from, to, port), kept) in ways.iter().zip(&chosen) {
+        assert_eq!(pod(&lab.tcp(from, to, *port)), kept, "{from} to {to} after a restart");
+    }
+    second.apply(Event::ServicesReset(Vec::new()));
+    second.sync(SystemTime::now()).unwrap();
+    assert!(
+        !lab.nft(&["list", "table", "ip6", "orlop"]).unwrap().contains("ns/web"),
+        "nothing is left of it"
+    );
 }
 
 #[test]

@@ -14,6 +14,8 @@ mod monitor;
 mod socket;
 mod typeof_data;
 
+use std::net::IpAddr;
+
 use nix::Error as Errno;
 
 pub use monitor::Monitor;
@@ -24,6 +26,30 @@ use crate::backend::{
 use crate::objects::Family;
 use crate::ruleset::{Element, Rule, SetName};
 use socket::Socket;
+
+/// The addresses of all interfaces in the network namespace of the calling thread, for
+/// [`Event::InterfaceAddresses`](crate::Event::InterfaceAddresses).
+///
+/// # Errors
+/// When the kernel cannot be asked.
+pub fn interface_addresses() -> Result<Vec<IpAddr>, BackendError> {
+    let failed = |errno| BackendError::Kernel {
+        action: "list interface addresses".to_owned(),
+        errno,
+        operation: None,
+    };
+    let all = nix::ifaddrs::getifaddrs().map_err(failed)?;
+    let mut addresses: Vec<IpAddr> = all
+        .filter_map(|entry| {
+            let address = entry.address?;
+            let v4 = address.as_sockaddr_in().map(|v4| IpAddr::from(v4.ip()));
+            v4.or_else(|| address.as_sockaddr_in6().map(|v6| IpAddr::from(v6.ip())))
+        })
+        .collect();
+    addresses.sort_unstable();
+    addresses.dedup();
+    Ok(addresses)
+}
 
 /// How often a dump that a change interrupted is begun again.
 const DUMP_ATTEMPTS: u32 = 20;
@@ -45,12 +71,20 @@ impl Netlink {
         Ok(Self { socket: Socket::open(0)?, protect: true })
     }
 
+    /// Does not ask for table owners: others may change the tables, and a [`Monitor`] has to tell of it. For kernels
+    /// whose owners are not wanted; those without the flags are noticed by themselves.
+    #[must_use]
+    pub fn unprotected(self) -> Self {
+        Self { protect: false, ..self }
+    }
+
     /// Whether tables are protected from others. Where they are not, a [`Monitor`] tells of foreign changes.
     pub const fn protects(&self) -> bool {
         self.protect
     }
 
-    /// A second socket that hears of changes others make to this table.
+    /// A second socket that hears of changes others make to this table. It opens in the network namespace of the
+    /// calling thread, which should be the backend's.
     ///
     /// # Errors
     /// When the kernel refuses another socket.

@@ -17,6 +17,8 @@ use serde::Deserialize;
 
 pub use node::Node;
 pub use service::{Service, ServiceKind, ServicePort};
+pub(crate) use time::rfc3339;
+
 pub use slice::{Endpoint, EndpointSlice, SlicePort};
 
 /// A transport protocol a service port can have.
@@ -193,6 +195,7 @@ struct Metadata {
     namespace: String,
     name: String,
     creation_timestamp: Option<String>,
+    deletion_timestamp: Option<String>,
     labels: Option<Labels>,
     annotations: Option<Annotations>,
 }

@@ -9,6 +9,8 @@ use serde::{Deserialize, Deserializer};
 
 use super::{Metadata, is_reachable, parse_address};
 
+const TO_BE_DELETED: &str = "ToBeDeletedByClusterAutoscaler";
+
 /// The node this proxy runs on.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Node {
@@ -20,6 +22,9 @@ pub struct Node {
     pub addresses: Vec<IpAddr>,
     /// `spec.podCIDRs`
     pub pod_cidrs: Vec<IpNet>,
+    /// Whether load balancers may send traffic to it: it is not being deleted, and the cluster autoscaler has not
+    /// marked it for removal.
+    pub eligible: bool,
 }
 
 impl<'de> Deserialize<'de> for Node {
@@ -31,7 +36,9 @@ impl<'de> Deserialize<'de> for Node {
         let addresses =
             of("InternalIP").chain(of("ExternalIP")).filter_map(|entry| parse_address(&entry.address));
         let ranges = spec.pod_cidrs.unwrap_or_else(|| spec.pod_cidr.into_iter().collect());
+        let leaving = spec.taints.unwrap_or_default().iter().any(|taint| taint.key == TO_BE_DELETED);
         Ok(Self {
+            eligible: raw.metadata.deletion_timestamp.is_none() && !leaving,
             name: raw.metadata.name.into(),
             zone: raw
                 .metadata
@@ -64,6 +71,13 @@ struct Spec {
     pod_cidr: Option<String>,
     #[serde(rename = "podCIDRs")]
     pod_cidrs: Option<Vec<String>>,
+    taints: Option<Vec<Taint>>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct Taint {
+    key: String,
 }
 
 #[derive(Deserialize, Default)]

@@ -1,6 +1,6 @@
-//! RFC 3339 timestamps, as the API server writes them, in milliseconds since the epoch.
+//! RFC 3339 timestamps, as the API server writes them, and milliseconds since the epoch.
 //!
-//! Owns: a parser for the one shape Kubernetes uses (`2026-01-02T03:04:05Z`, with or without a fraction).
+//! Owns: reading and writing the one shape Kubernetes uses (`2026-01-02T03:04:05Z`, with or without a fraction).
 //! Never: reads a clock.
 
 /// Milliseconds since the epoch, or nothing if the text has another shape.
@@ -28,9 +28,35 @@ pub(super) fn parse(text: &str) -> Option<u64> {
     u64::try_from(seconds * 1000 + fraction).ok()
 }
 
+/// Milliseconds since the epoch as text, to the second.
+pub fn rfc3339(milliseconds: u64) -> String {
+    let seconds = milliseconds / 1000;
+    let (days, rest) = (seconds / 86_400, seconds % 86_400);
+    // The inverse of the calendar above.
+    let z = days + 719_468;
+    let (era, day_of_era) = (z / 146_097, z % 146_097);
+    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let m = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * m + 2) / 5 + 1;
+    let month = if m < 10 { m + 3 } else { m - 9 };
+    let year = era * 400 + year_of_era + u64::from(month <= 2);
+    let (hour, minute, second) = (rest / 3600, rest / 60 % 60, rest % 60);
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
+}
+
 #[cfg(test)]
 mod tests {
-    use super::parse;
+    use super::{parse, rfc3339};
+
+    #[test]
+    fn milliseconds_become_timestamps_and_back() {
+        for text in
+            ["1970-01-01T00:00:00Z", "2024-02-29T12:34:56Z", "1999-12-31T23:59:59Z", "2100-03-01T00:00:00Z"]
+        {
+            assert_eq!(rfc3339(parse(text).unwrap()), text);
+        }
+    }
 
     #[test]
     fn timestamps_become_milliseconds() {

@@ -6,7 +6,7 @@
 
 use nix::Error as Errno;
 
-use super::{Error, Proxy};
+use super::{Error, Proxy, SyncReport};
 use crate::backend::{Backend, BackendError, Operation};
 use crate::objects::Family;
 use crate::ruleset::{Element, Policy, SetName, Target, Value};
@@ -19,18 +19,21 @@ const ATTEMPTS: u32 = 5;
 
 impl<B: Backend> Proxy<B> {
     /// Forgets the clients of all endpoints but those named.
-    pub(super) fn forget_clients(&mut self, gone: &[Gone]) -> Result<usize, Error> {
-        let mut removed = 0;
+    pub(super) fn forget_clients(&mut self, gone: &[Gone], report: &mut SyncReport) {
         for (family, set, chosen) in gone {
-            if self.known.clients.contains(&(*family, set.clone())) {
-                removed += self.forget_clients_of(*family, set, chosen)?;
+            if !self.known.clients.contains(&(*family, set.clone())) {
+                continue;
+            }
+            match self.forget_clients_of(*family, set, chosen) {
+                Ok(removed) => report.clients_removed += removed,
+                // They are forgotten when their time is over, or with the endpoint's next change.
+                Err(error) => tracing::warn!(%set, %error, "clients of endpoints that are gone stay for now"),
             }
         }
-        Ok(removed)
     }
 
     /// After a resync: all maps of clients against all records.
-    pub(super) fn forget_all_gone_clients(&mut self) -> Result<usize, Error> {
+    pub(super) fn forget_all_gone_clients(&mut self, report: &mut SyncReport) {
         let mut gone: Vec<Gone> = Vec::new();
         for program in self.programs.iter().flat_map(|programmed| &programmed.ports) {
             let Some((_, service)) = &program.affinity else { continue };
@@ -38,7 +41,7 @@ impl<B: Backend> Proxy<B> {
                 gone.push((program.family, SetName::Clients(policy, service.clone()), chosen.clone()));
             }
         }
-        self.forget_clients(&gone)
+        self.forget_clients(&gone, report);
     }
 
     fn forget_clients_of(

@@ -33,6 +33,8 @@ use crate::program::{Address, PortProgram};
 use crate::ruleset::{Chain, Key, Network, Rule, SetName};
 use crate::table::Table;
 
+pub use crate::table::Changes;
+
 /// What happened.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Event {
@@ -79,8 +81,10 @@ pub struct SyncReport {
     pub clients_removed: usize,
     /// Services left out because the kernel refuses them.
     pub quarantined: usize,
+    /// The same by family.
+    pub flows_removed_by_family: Vec<(Family, usize)>,
     /// For each changed slice with a trigger time: from the trigger to the commit.
-    pub latencies: Vec<Duration>,
+    pub latencies: Vec<(Family, Duration)>,
 }
 
 /// What a sync fails with. The next one replaces everything.
@@ -149,6 +153,8 @@ pub struct Proxy<B> {
     programs: Vec<Programmed>,
     known: Known,
     belief: Belief,
+    /// Addresses whose connections could not be looked at; tried again with the next sync.
+    unchecked: Vec<stale::Check>,
     backend: B,
 }
 
@@ -166,6 +172,7 @@ impl<B: Backend> Proxy<B> {
             programs: Vec::new(),
             known: Known::default(),
             belief: Belief::Unknown,
+            unchecked: Vec::new(),
             backend,
         };
         proxy.refresh_networks();
@@ -220,6 +227,11 @@ impl<B: Backend> Proxy<B> {
         }
     }
 
+    /// How many objects changed.
+    pub const fn changes(&self) -> Changes {
+        self.table.changes()
+    }
+
     /// Whether a [`sync`](Self::sync) would do anything.
     pub fn is_pending(&self) -> bool {
         self.table.is_complete()
@@ -251,11 +263,10 @@ impl<B: Backend> Proxy<B> {
         match outcome {
             Ok(mut report) => {
                 let now = now.duration_since(UNIX_EPOCH).unwrap_or_default();
-                report.latencies.extend(
-                    triggers
-                        .into_iter()
-                        .filter_map(|trigger| now.checked_sub(Duration::from_millis(trigger))),
-                );
+                report.latencies = triggers
+                    .into_iter()
+                    .filter_map(|(family, at)| Some((family, now.checked_sub(Duration::from_millis(at))?)))
+                    .collect();
                 Ok(report)
             }
             Err(error) => {

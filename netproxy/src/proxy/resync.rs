@@ -52,8 +52,8 @@ impl<B: Backend> Proxy<B> {
                 self.table.retire(service);
             }
         }
-        report.clients_removed = self.forget_clients(&gone)?;
-        report.flows_removed = self.forget_stale_flows(&checks)?;
+        self.forget_clients(&gone, &mut report);
+        self.forget_stale_flows(checks, &mut report);
         Ok(report)
     }
 
@@ -126,8 +126,8 @@ impl<B: Backend> Proxy<B> {
         report.replaced =
             self.config.families.iter().copied().filter(|family| !report.adopted.contains(family)).collect();
         report.quarantined = self.programs.iter().filter(|programmed| programmed.quarantined).count();
-        report.clients_removed = self.forget_all_gone_clients()?;
-        report.flows_removed = self.forget_all_stale_flows()?;
+        self.forget_all_gone_clients(&mut report);
+        self.forget_all_stale_flows(&mut report);
         Ok(report)
     }
 

@@ -7,8 +7,8 @@
 
 use std::collections::HashMap;
 
-use super::{Error, Proxy};
-use crate::backend::{Backend, Flow, FlowFilter};
+use super::{Proxy, SyncReport};
+use crate::backend::{Backend, BackendError, Flow, FlowFilter};
 use crate::objects::{Family, Protocol};
 use crate::program::{Address, PortProgram};
 use crate::ruleset::{NodePort, NodePortMatch, Target, Vip};
@@ -64,19 +64,44 @@ impl<B: Backend> Proxy<B> {
     }
 
     /// After a resync: all UDP addresses.
-    pub(super) fn forget_all_stale_flows(&mut self) -> Result<usize, Error> {
+    pub(super) fn forget_all_stale_flows(&mut self, report: &mut SyncReport) {
         let mut checks = Vec::new();
         for (service, programmed) in (0u32..).zip(&self.programs) {
             self.check_flows(service, &[], &programmed.ports, &mut checks);
         }
-        self.forget_stale_flows(&checks)
+        self.forget_stale_flows(checks, report);
     }
 
     /// Removes the stale connections to these addresses.
-    pub(super) fn forget_stale_flows(&mut self, checks: &[Check]) -> Result<usize, Error> {
-        if checks.is_empty() {
-            return Ok(0);
+    pub(super) fn forget_stale_flows(&mut self, mut checks: Vec<Check>, report: &mut SyncReport) {
+        let mut all = std::mem::take(&mut self.unchecked);
+        let first_time = all.is_empty();
+        all.retain(|(address, _)| !checks.iter().any(|(newer, _)| newer == address));
+        all.append(&mut checks);
+        if all.is_empty() {
+            return;
         }
+        match self.remove_stale_flows(&all) {
+            Ok(removed) => {
+                for family in Family::ALL {
+                    let of_family =
+                        removed.iter().filter(|flow| Family::of(&flow.source.address) == family).count();
+                    if of_family > 0 {
+                        report.flows_removed_by_family.push((family, of_family));
+                    }
+                }
+                report.flows_removed = removed.len();
+            }
+            Err(error) => {
+                if first_time {
+                    tracing::warn!(%error, "stale UDP connections stay for now");
+                }
+                self.unchecked = all;
+            }
+        }
+    }
+
+    fn remove_stale_flows(&mut self, checks: &[Check]) -> Result<Vec<Flow>, BackendError> {
         let by_address: HashMap<Address, &[Target]> =
             checks.iter().map(|(address, serving)| (*address, serving.as_slice())).collect();
         let mut stale = Vec::new();
@@ -87,7 +112,7 @@ impl<B: Backend> Proxy<B> {
         stale.sort_unstable_by_key(|flow| (flow.source, flow.destination));
         stale.dedup();
         self.backend.forget_flows(&stale)?;
-        Ok(stale.len())
+        Ok(stale)
     }
 
     fn is_stale(&self, flow: &Flow, checks: &HashMap<Address, &[Target]>) -> bool {
