@@ -8,6 +8,7 @@
 //! layers/<diffID>/     fs/ is the layer, layer.json the mark that it is whole
 //! partial/<digest>     blobs on their way
 //! holds/<id>/<owner>   who uses an image; held images are not removed
+//! verified-boot        the boot in which layers were last looked through
 //! tmp/<uuid>/          work under way, flocked by who does it
 //! ```
 //! Guarantees: records and layers appear by a rename after their content is on the disk, so they are whole or absent,
@@ -19,6 +20,7 @@ mod hold;
 mod partial;
 mod record;
 mod settle;
+mod verify;
 mod work;
 
 use std::collections::{BTreeSet, HashMap};
