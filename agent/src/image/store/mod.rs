@@ -26,6 +26,7 @@ mod work;
 use std::collections::{BTreeSet, HashMap};
 use std::fs;
 use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::SystemTime;
@@ -157,6 +158,8 @@ impl Store {
             let path = root.join(folder);
             fs::create_dir_all(&path).at("make", &path)?;
         }
+        // Images hold programs with setuid bits and files of any owner: no user of the host may walk in.
+        fs::set_permissions(root, fs::Permissions::from_mode(0o700)).at("close to other users", root)?;
         let store = Self { root: root.to_owned(), names: Mutex::default() };
         store.sweep_work()?;
         Ok(store)

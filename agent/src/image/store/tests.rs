@@ -189,3 +189,13 @@ fn a_layer_that_lost_its_content_is_dropped_once_for_each_boot() {
     add_layer(&next, b"bad");
     assert!(next.resolve("x:2").unwrap().is_some());
 }
+
+#[test]
+fn other_users_of_the_host_cannot_reach_into_images() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("state/images");
+    fs::create_dir_all(&root).unwrap();
+    fs::set_permissions(&root, fs::Permissions::from_mode(0o755)).unwrap();
+    Store::open(&root).unwrap();
+    assert_eq!(fs::metadata(&root).unwrap().permissions().mode() & 0o777, 0o700);
+}
