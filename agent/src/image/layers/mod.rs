@@ -6,6 +6,7 @@
 //! Never: decides where layers live, whether a digest is the wanted one, or touches the network. Blocks; call it on a thread
 //! made for that.
 
+pub mod census;
 pub mod decompress;
 mod entry;
 mod pax;

@@ -59,6 +59,8 @@ struct Entry {
     ca: Option<OneOrMore>,
     skip_verify: bool,
     override_path: bool,
+    #[serde(flatten)]
+    other: toml::Table,
 }
 
 #[derive(Deserialize)]
@@ -98,6 +100,9 @@ fn host(url: &str, entry: Entry, folder: &Path) -> Result<Host, String> {
     let url = if url.contains("://") { url.to_owned() } else { format!("https://{url}") };
     if !url.starts_with("https://") && !url.starts_with("http://") {
         return Err(format!("{url}: not an HTTP URL"));
+    }
+    for key in entry.other.keys() {
+        tracing::warn!(host = %url, field = %key, "this field of hosts.toml is not supported and has no effect");
     }
     let can = |what: &str| entry.capabilities.as_ref().is_none_or(|all| all.iter().any(|c| c == what));
     let authorities = match entry.ca {

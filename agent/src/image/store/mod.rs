@@ -8,6 +8,7 @@
 //! layers/<diffID>/     fs/ is the layer, layer.json the mark that it is whole
 //! partial/<digest>     blobs on their way
 //! holds/<id>/<owner>   who uses an image; held images are not removed
+//! verified-boot        the boot in which layers were last looked through
 //! tmp/<uuid>/          work under way, flocked by who does it
 //! ```
 //! Guarantees: records and layers appear by a rename after their content is on the disk, so they are whole or absent,
@@ -19,11 +20,13 @@ mod hold;
 mod partial;
 mod record;
 mod settle;
+mod verify;
 mod work;
 
 use std::collections::{BTreeSet, HashMap};
 use std::fs;
 use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::SystemTime;
@@ -155,6 +158,8 @@ impl Store {
             let path = root.join(folder);
             fs::create_dir_all(&path).at("make", &path)?;
         }
+        // Images hold programs with setuid bits and files of any owner: no user of the host may walk in.
+        fs::set_permissions(root, fs::Permissions::from_mode(0o700)).at("close to other users", root)?;
         let store = Self { root: root.to_owned(), names: Mutex::default() };
         store.sweep_work()?;
         Ok(store)

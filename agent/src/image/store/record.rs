@@ -68,6 +68,9 @@ pub struct LayerMark {
     pub size: u64,
     /// Number of its archive members.
     pub entries: u64,
+    /// What is in its directory, by names and metadata: see `layers::census`.
+    #[serde(default)]
+    pub census: Option<Digest>,
     /// Directories it has entries in but does not describe.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub implied: Vec<PathBuf>,
@@ -78,14 +81,14 @@ impl Store {
         self.root.join("records").join(format!("{}.json", id.file_name()))
     }
 
-    pub(super) fn layer_path(&self, diff_id: &Digest) -> PathBuf {
-        self.root.join("layers").join(diff_id.file_name())
-    }
-
     /// What is known about a layer, if it is whole.
     #[must_use]
     pub fn layer_mark(&self, diff_id: &Digest) -> Option<LayerMark> {
-        let json = fs::read(self.layer_path(diff_id).join(MARK)).ok()?;
+        self.read_mark(&diff_id.file_name())
+    }
+
+    pub(super) fn read_mark(&self, folder: &str) -> Option<LayerMark> {
+        let json = fs::read(self.root.join("layers").join(folder).join(MARK)).ok()?;
         serde_json::from_slice(&json).ok()
     }
 

@@ -168,3 +168,34 @@ fn untagging_leaves_the_other_names() {
     assert!(!store.untag(&"x:2".parse().unwrap()).unwrap());
     assert!(matches!(store.untag(&"x:2".parse().unwrap()), Err(StoreError::NotFound(_))));
 }
+
+#[test]
+fn a_layer_that_lost_its_content_is_dropped_once_for_each_boot() {
+    let (dir, store) = store();
+    let (good, bad) = (add_layer(&store, b"good"), add_layer(&store, b"bad"));
+    store.commit(record(b"1", &["x:1"], vec![good.clone()])).unwrap();
+    store.commit(record(b"2", &["x:2"], vec![good, bad.clone()])).unwrap();
+    assert_eq!(store.verify_after_boot("first").unwrap(), Vec::<String>::new());
+    fs::write(store.layer(&bad).unwrap().join("file"), "").unwrap();
+    assert_eq!(
+        store.verify_after_boot("first").unwrap(),
+        Vec::<String>::new(),
+        "this boot has been looked at"
+    );
+    let next = Store::open(dir.path()).unwrap();
+    assert_eq!(next.verify_after_boot("second").unwrap(), [bad.file_name()]);
+    assert!(next.resolve("x:1").unwrap().is_some());
+    assert_eq!(next.resolve("x:2").unwrap(), None, "to be pulled again");
+    add_layer(&next, b"bad");
+    assert!(next.resolve("x:2").unwrap().is_some());
+}
+
+#[test]
+fn other_users_of_the_host_cannot_reach_into_images() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("state/images");
+    fs::create_dir_all(&root).unwrap();
+    fs::set_permissions(&root, fs::Permissions::from_mode(0o755)).unwrap();
+    Store::open(&root).unwrap();
+    assert_eq!(fs::metadata(&root).unwrap().permissions().mode() & 0o777, 0o700);
+}

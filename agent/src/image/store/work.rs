@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, Flock, FlockArg, RenameFlags, renameat2};
 
+use super::super::layers::census::census;
 use super::super::layers::{Unpacked, remove_path};
 use super::record::{LayerMark, MARK, UNRENAMED, sync_folder};
 use super::{At, Store, StoreError};
@@ -76,6 +77,7 @@ impl Store {
             diff_id: unpacked.diff_id.clone(),
             size: unpacked.size,
             entries: unpacked.entries,
+            census: None,
             implied: unpacked.implied.clone(),
         };
         self.publish(work, &mark, &unpacked.diff_id.file_name())
@@ -86,7 +88,8 @@ impl Store {
         let (from, layers) = (work.path.join("layer"), self.root.join("layers"));
         let to = layers.join(folder);
         let mark_path = from.join(MARK);
-        let json = serde_json::to_vec(mark).at("write", &mark_path)?;
+        let census = Some(census(&from.join("fs")).at("look through", &from)?);
+        let json = serde_json::to_vec(&LayerMark { census, ..mark.clone() }).at("write", &mark_path)?;
         fs::write(&mark_path, json).at("write", &mark_path)?;
         let opened = File::open(&from).at("open", &from)?;
         nix::unistd::syncfs(&opened).at("sync", &from)?;
