@@ -1,5 +1,8 @@
 //! The server as a process: killed and started again, and driven by kubectl where there is one.
 
+// A test fails by panicking, in its helpers too.
+#![allow(clippy::unwrap_used)]
+
 mod client;
 
 use std::io::{BufRead as _, BufReader, Write as _};

@@ -207,7 +207,7 @@ fn remove_pods(registry: &Registry, node: &str) -> ApiResult<()> {
     }
     let options = DeleteOptions { grace_period_seconds: Some(0), ..DeleteOptions::default() };
     for (namespace, name) in pods_of(registry, node) {
-        match registry.delete(PODS, &namespace, &name, &options, WriteOptions::default()) {
+        match registry.delete(PODS, &namespace, &name, &options) {
             Err(error) if error.code != 404 => return Err(error),
             _ => {}
         }
