@@ -117,6 +117,11 @@ impl ApiResource {
         if self.group.is_empty() { self.plural.into() } else { format!("{}.{}", self.plural, self.group) }
     }
 
+    /// Its verbs, as discovery lists them.
+    pub fn verbs(&self) -> &'static [&'static str] {
+        if self.kind == Kind::Namespace { &VERBS_ONE_BY_ONE } else { &VERBS }
+    }
+
     /// Whether it has this subresource.
     pub fn subresource(&self, name: &str) -> Option<&'static Subresource> {
         self.subresources.iter().find(|s| s.name == name)
@@ -148,8 +153,9 @@ const fn core(kind: Kind, plural: &'static str, singular: &'static str, name: &'
 }
 
 /// The verbs of every stored resource, as discovery lists them.
-pub const VERBS: &[&str] =
-    &["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"];
+const VERBS: [&str; 8] = ["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"];
+/// Those of namespaces, which go one by one.
+const VERBS_ONE_BY_ONE: [&str; 7] = ["create", "delete", "get", "list", "patch", "update", "watch"];
 
 /// Everything that is served and stored.
 pub static RESOURCES: [ApiResource; 11] = [

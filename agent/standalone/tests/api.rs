@@ -1,5 +1,8 @@
 //! The server from the outside: what nodes and clients see over TLS.
 
+// A test fails by panicking, in its helpers too.
+#![allow(clippy::unwrap_used)]
+
 mod client;
 
 use client::{Client, admin, start};
@@ -243,6 +246,22 @@ async fn watches_resume_or_say_that_they_cannot() {
         (&json!("ERROR"), &json!(410), &json!("Expired"))
     );
     assert_eq!(old.next().await, None);
+    server.shutdown().await;
+}
+
+#[tokio::test]
+async fn what_a_node_owns_goes_with_it() {
+    cluster!(dir, server, admin, node);
+    let leases = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases";
+    let (_, me) = node.get("/api/v1/nodes/n1").await;
+    let owner = json!({"apiVersion": "v1", "kind": "Node", "name": "n1", "uid": me["metadata"]["uid"]});
+    let lease = json!({"metadata": {"name": "n1", "ownerReferences": [owner]},
+        "spec": {"holderIdentity": "n1", "leaseDurationSeconds": 40, "renewTime": "2026-01-01T00:00:00.000001Z"}});
+    let mut watch = admin.watch(&format!("{leases}?watch=1")).await;
+    assert_eq!(node.put(&format!("{leases}/n1"), &lease).await.0, 201, "a lease may be made by PUT");
+    assert_eq!(watch.change().await, ("ADDED".into(), "n1".into()));
+    assert_eq!(admin.delete("/api/v1/nodes/n1", &json!({})).await.1["status"], "Success");
+    assert_eq!(watch.change().await, ("DELETED".into(), "n1".into()));
     server.shutdown().await;
 }
 

@@ -1,5 +1,8 @@
 //! What the server carries on to a node's port: logs and upgraded connections.
 
+// A test fails by panicking, in its helpers too.
+#![allow(clippy::unwrap_used)]
+
 mod client;
 
 use std::sync::Arc;

@@ -1,5 +1,8 @@
 //! The server as a process: killed and started again, and driven by kubectl where there is one.
 
+// A test fails by panicking, in its helpers too.
+#![allow(clippy::unwrap_used)]
+
 mod client;
 
 use std::io::{BufRead as _, BufReader, Write as _};
@@ -134,7 +137,7 @@ fn kubectl_works_as_against_any_server() {
     let dir = tempfile::tempdir().unwrap();
     let process = Process::start(dir.path());
     let running = r#"{"status":{"phase":"Running","podIP":"10.0.0.9","conditions":[{"type":"Ready","status":"True"}]}}"#;
-    let steps: [(&[&str], &str, bool, &str); 22] = [
+    let steps: [(&[&str], &str, bool, &str); 23] = [
         (&["create", "-f", "-"], NODE, true, "node/n1 created"),
         (&["apply", "-f", "-"], MANIFEST, true, "pod/web created"),
         (&["apply", "-f", "-"], MANIFEST, true, "configmap/settings unchanged"),
@@ -158,6 +161,7 @@ fn kubectl_works_as_against_any_server() {
         (&["create", "token", "default", "-n", "t"], "", true, "ey"),
         (&["auth", "can-i", "get", "pods"], "", true, "yes"),
         (&["delete", "namespace", "t"], "", true, "namespace \"t\" deleted"),
+        (&["explain", "pod.spec.containers.livenessProbe"], "", true, "initialDelaySeconds"),
         (&["get", "deployments"], "", false, "the server doesn't have a resource type \"deployments\""),
         (&["delete", "pod", "web", "--grace-period=0", "--force"], "", true, "force deleted"),
         (

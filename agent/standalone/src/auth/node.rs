@@ -10,7 +10,6 @@ use crate::object::{self, text_at};
 use crate::registry::Registry;
 use crate::resource::Kind;
 use crate::selector;
-use crate::strategy::is_dns_label;
 
 fn deny(why: impl Into<String>) -> Decision {
     Decision::Deny(why.into())
@@ -202,8 +201,7 @@ fn mirror_pod(node: &str, pod: &Value) -> Result<(), String> {
 fn own_labels(body: &Value) -> Result<(), String> {
     let forbidden = |key: &String| {
         let prefix = key.split_once('/').map_or("", |(p, _)| p);
-        prefix == "node-restriction.kubernetes.io"
-            || prefix.ends_with(".node-restriction.kubernetes.io") && is_dns_label(&prefix[..1])
+        prefix == "node-restriction.kubernetes.io" || prefix.ends_with(".node-restriction.kubernetes.io")
     };
     let labels = object::at(body, &["metadata", "labels"]).as_object();
     let bad: Vec<&String> = labels.into_iter().flat_map(|l| l.keys()).filter(|k| forbidden(k)).collect();

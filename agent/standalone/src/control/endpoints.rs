@@ -31,7 +31,7 @@ pub fn sync(registry: &Registry, namespace: &str, name: &str) -> ApiResult<()> {
             Some(want) => update(registry, api, &want)?,
             None => {
                 let options = DeleteOptions::default();
-                registry.delete(api, namespace, &slice_name, &options, WriteOptions::default())?;
+                registry.delete(api, namespace, &slice_name, &options)?;
             }
         }
     }

@@ -44,8 +44,7 @@ impl Expiry {
             if last_seen(&event).is_some_and(|t| t < oldest) {
                 let (namespace, name) = (object::namespace(&event), object::name(&event));
                 let options = DeleteOptions::default();
-                let gone =
-                    registry.delete(Kind::Event.api(), namespace, name, &options, WriteOptions::default());
+                let gone = registry.delete(Kind::Event.api(), namespace, name, &options);
                 if let Err(error) = gone {
                     tracing::debug!(%error, "expire event");
                 }

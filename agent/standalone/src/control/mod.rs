@@ -77,6 +77,9 @@ pub async fn run(registry: Arc<Registry>) {
     let mut nodes = node::Health::default();
     let mut scheduler = scheduler::Scheduler::default();
     let mut expiry = events::Expiry::default();
+    if let Err(error) = namespace::find_orphans(&registry) {
+        tracing::warn!(%error, "look for what has no owner any longer");
+    }
     loop {
         let due = nodes.next_check();
         tokio::select! {

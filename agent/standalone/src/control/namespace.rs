@@ -1,6 +1,10 @@
 //! The end of namespaces, and of what was owned by something that is gone.
 
+use std::collections::HashSet;
+
 use serde_json::Value;
+
+use super::Work;
 
 use crate::object::{self, items, text};
 use crate::registry::{DeleteOptions, Registry, Target, WriteOptions};
@@ -20,8 +24,7 @@ pub fn empty(registry: &Registry, name: &str) -> ApiResult<()> {
         for (_, bytes) in registry.store.list(kind, Some(name), None, usize::MAX)?.items {
             let item = object::parse(&bytes);
             let options = DeleteOptions::default();
-            let result =
-                registry.delete(kind.api(), name, object::name(&item), &options, WriteOptions::default());
+            let result = registry.delete(kind.api(), name, object::name(&item), &options);
             match result {
                 Ok(crate::registry::Deleted::Gone(_)) => {}
                 Ok(crate::registry::Deleted::Terminating(_)) => left += 1,
@@ -71,10 +74,27 @@ pub fn collect(registry: &Registry, uid: &str) -> ApiResult<()> {
     Ok(())
 }
 
+/// Finds what lost its owner while the server was not there to see it: killed after the owner went and before the rest did.
+pub fn find_orphans(registry: &Registry) -> ApiResult<()> {
+    let mut owners: HashSet<String> = registry.index.read().owned.keys().cloned().collect();
+    if owners.is_empty() {
+        return Ok(());
+    }
+    for kind in ALL_KINDS {
+        for (_, bytes) in registry.store.list(kind, None, None, usize::MAX)?.items {
+            owners.remove(object::uid(&object::parse(&bytes)));
+        }
+    }
+    for uid in owners {
+        registry.queue.push(Work::Collect(uid));
+    }
+    Ok(())
+}
+
 fn remove(registry: &Registry, kind: Kind, item: &Value) -> ApiResult<()> {
     let (namespace, name) = (object::namespace(item), object::name(item));
     let options = DeleteOptions::default();
-    registry.delete(kind.api(), namespace, name, &options, WriteOptions::default()).map(|_| ())
+    registry.delete(kind.api(), namespace, name, &options).map(|_| ())
 }
 
 fn disown(registry: &Registry, kind: Kind, item: &Value, uid: &str) -> ApiResult<()> {

@@ -37,13 +37,16 @@ impl Health {
         silent.chain(gone).min().unwrap_or_else(|| Instant::now() + Duration::from_secs(3600))
     }
 
-    /// Reads the leases: one that was renewed is a sign of life.
+    /// Reads the leases and the status: what was renewed is a sign of life.
     pub fn follow(&mut self, registry: &Registry) {
         let names: Vec<String> = registry.index.read().nodes.keys().cloned().collect();
         for name in names {
             let Ok(lease) = registry.find(Kind::Lease, "kube-node-lease", &name) else { continue };
+            let Ok(Some(node)) = registry.find(Kind::Node, "", &name) else { continue };
             let renewed = lease.map(|l| text_at(&l, &["spec", "renewTime"]).to_owned()).unwrap_or_default();
-            self.hear(&name, renewed);
+            let ready = items(&node["status"], "conditions").iter().find(|c| text(c, "type") == "Ready");
+            let beat = ready.map_or("", |c| text(c, "lastHeartbeatTime"));
+            self.hear(&name, format!("{renewed} {beat}"));
         }
     }
 
@@ -207,7 +210,7 @@ fn remove_pods(registry: &Registry, node: &str) -> ApiResult<()> {
     }
     let options = DeleteOptions { grace_period_seconds: Some(0), ..DeleteOptions::default() };
     for (namespace, name) in pods_of(registry, node) {
-        match registry.delete(PODS, &namespace, &name, &options, WriteOptions::default()) {
+        match registry.delete(PODS, &namespace, &name, &options) {
             Err(error) if error.code != 404 => return Err(error),
             _ => {}
         }
@@ -218,6 +221,81 @@ fn remove_pods(registry: &Registry, node: &str) -> ApiResult<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn registry(dir: &tempfile::TempDir) -> std::sync::Arc<Registry> {
+        let settings = crate::registry::Settings {
+            cluster_cidrs: vec!["10.244.0.0/16".parse().unwrap()],
+            service_cidrs: vec!["10.96.0.0/16".parse().unwrap()],
+            advertise: ([127, 0, 0, 1].into(), 6443),
+            ca_pem: String::new(),
+        };
+        let store = crate::store::Store::open(dir.path()).unwrap();
+        let registry = Registry::new(store, settings, tokio_util::sync::CancellationToken::new()).unwrap();
+        super::super::bootstrap::ensure(&registry).unwrap();
+        registry
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_silent_node_is_unknown_and_its_pods_are_not_ready() {
+        let dir = tempfile::tempdir().unwrap();
+        let registry = registry(&dir);
+        let ready = json!([{"type": "Ready", "status": "True"}]);
+        let write = WriteOptions::default();
+        let node = json!({"metadata": {"name": "n"}, "status": {"conditions": ready}});
+        registry.create(NODES, "", node, write).unwrap();
+        let pod = json!({"metadata": {"name": "p"}, "spec": {"nodeName": "n", "containers": [{"name": "c", "image": "i:1"}]}});
+        registry.create(PODS, "default", pod, write).unwrap();
+        let target = Target { api: PODS, namespace: "default", name: "p", part: Part::Status };
+        let running = |now: &Value| {
+            let mut new = now.clone();
+            new["status"]["conditions"] = ready.clone();
+            Ok(new)
+        };
+        registry.update(target, write, running).unwrap();
+        let mut health = Health::default();
+        let state = |registry: &Registry| {
+            let status = |kind, namespace, name| {
+                let object = registry.find(kind, namespace, name).unwrap().unwrap();
+                text(&items(&object["status"], "conditions")[0], "status").to_owned()
+            };
+            (status(Kind::Node, "", "n"), status(Kind::Pod, "default", "p"))
+        };
+        sync(&registry, &mut health, "n").unwrap();
+        tokio::time::advance(SILENCE - Duration::from_secs(1)).await;
+        let lease = json!({"metadata": {"name": "n"}, "spec": {"renewTime": "2026-01-01T00:00:00Z"}});
+        registry.create(Kind::Lease.api(), "kube-node-lease", lease, write).unwrap();
+        health.follow(&registry);
+        tokio::time::advance(Duration::from_secs(2)).await;
+        health.check(&registry);
+        assert_eq!(state(&registry), ("True".into(), "True".into()), "it renewed its lease");
+        tokio::time::advance(SILENCE).await;
+        assert!(health.next_check() <= Instant::now());
+        health.check(&registry);
+        assert_eq!(state(&registry), ("Unknown".into(), "False".into()));
+        sync(&registry, &mut health, "n").unwrap();
+        assert_eq!(
+            registry.find(Kind::Node, "", "n").unwrap().unwrap()["spec"]["taints"][0]["key"],
+            UNREACHABLE
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn pods_of_a_deleted_node_go_after_a_while() {
+        let dir = tempfile::tempdir().unwrap();
+        let registry = registry(&dir);
+        let write = WriteOptions::default();
+        registry.create(NODES, "", json!({"metadata": {"name": "n"}}), write).unwrap();
+        let pod = json!({"metadata": {"name": "p"}, "spec": {"nodeName": "n", "containers": [{"name": "c", "image": "i:1"}]}});
+        registry.create(PODS, "default", pod, write).unwrap();
+        let mut health = Health::default();
+        registry.delete(NODES, "", "n", &DeleteOptions::default()).unwrap();
+        sync(&registry, &mut health, "n").unwrap();
+        health.check(&registry);
+        assert!(registry.find(Kind::Pod, "default", "p").unwrap().is_some(), "it may come back");
+        tokio::time::advance(QUARANTINE).await;
+        health.check(&registry);
+        assert!(registry.find(Kind::Pod, "default", "p").unwrap().is_none());
+    }
 
     #[test]
     fn each_node_gets_the_first_free_range() {

@@ -4,7 +4,7 @@ use http::StatusCode;
 use serde_json::{Value, json};
 
 use super::{Response, respond};
-use crate::resource::{GROUPS, RESOURCES, REVIEWS, Subresource, VERBS};
+use crate::resource::{GROUPS, RESOURCES, REVIEWS, Subresource};
 use crate::status::{ApiError, ApiResult};
 
 /// Answers a path below `/api` or `/apis`.
@@ -57,7 +57,7 @@ fn resource_list(group: &str) -> Value {
     }
     for api in RESOURCES.iter().filter(|r| r.group == group) {
         let mut entry = json!({
-            "name": api.plural, "singularName": api.singular, "namespaced": api.namespaced, "kind": api.name, "verbs": VERBS,
+            "name": api.plural, "singularName": api.singular, "namespaced": api.namespaced, "kind": api.name, "verbs": api.verbs(),
         });
         if !api.short.is_empty() {
             entry["shortNames"] = api.short.into();
@@ -123,7 +123,7 @@ fn aggregated(group: &str) -> Vec<Value> {
     for api in RESOURCES.iter().filter(|r| r.group == group) {
         let mut entry = json!({
             "resource": api.plural, "responseKind": kind(group, api.name), "scope": scope(api.namespaced),
-            "singularResource": api.singular, "verbs": VERBS,
+            "singularResource": api.singular, "verbs": api.verbs(),
         });
         if !api.short.is_empty() {
             entry["shortNames"] = api.short.into();

@@ -1,12 +1,13 @@
-//! OpenAPI v3, as much of it as `kubectl` asks for: which kinds exist and that the server validates fields itself.
+//! OpenAPI v3, as much of it as `kubectl` asks for: which kinds exist, that the server validates fields itself, and the names
+//! and types of fields for `kubectl explain`.
 //!
-//! Never: holds schemas of fields. `kubectl apply` then computes its patch from the types it has built in, and
-//! `kubectl explain` has nothing to explain.
+//! Never: holds descriptions, or the merge keys of lists. `kubectl apply` computes its patch from the types it has built in.
 
 use serde_json::{Map, Value, json};
 
 use super::{Response, respond};
 use crate::resource::{ApiResource, GROUPS, RESOURCES};
+use crate::schema::{self, Type};
 use crate::status::{ApiError, ApiResult};
 
 /// Answers a path below `/openapi`.
@@ -68,7 +69,66 @@ fn document(group: &str) -> Value {
         let one = json!({"patch": operation(api, "patch"), "put": operation(api, "put"), "delete": operation(api, "delete")});
         paths.insert(format!("{root}{namespace}/{}/{{name}}", api.plural), one);
     }
-    json!({"openapi": "3.0.0", "info": {"title": "Kubernetes", "version": "v1.36.0"}, "paths": paths, "components": {"schemas": {}}})
+    json!({"openapi": "3.0.0", "info": {"title": "Kubernetes", "version": "v1.36.0"}, "paths": paths, "components": {"schemas": schemas(group)}})
+}
+
+fn full_name(type_name: &str) -> String {
+    match type_name.split_once('.') {
+        Some(("meta", name)) => format!("io.k8s.apimachinery.pkg.apis.meta.v1.{name}"),
+        Some((group, name)) => format!("io.k8s.api.{group}.v1.{name}"),
+        None => format!("io.k8s.api.core.v1.{type_name}"),
+    }
+}
+
+/// The types of a group's resources and all that they are made of.
+fn schemas(group: &str) -> Map<String, Value> {
+    let mut out = Map::new();
+    let mut wanted: Vec<&'static str> = Vec::new();
+    for api in RESOURCES.iter().filter(|r| r.group == group) {
+        wanted.push(api.schema);
+    }
+    while let Some(name) = wanted.pop() {
+        if out.contains_key(&full_name(name)) {
+            continue;
+        }
+        let mut properties = Map::new();
+        for field in schema::fields(name).unwrap_or_default() {
+            properties.insert(field.name.to_owned(), property(field.kind, &mut wanted));
+        }
+        let mut schema = json!({"type": "object"});
+        if let Some(api) = RESOURCES.iter().find(|r| r.schema == name && r.group == group) {
+            for key in ["apiVersion", "kind"] {
+                properties.insert(key.into(), json!({"type": "string"}));
+            }
+            let kind = json!({"group": api.group, "version": api.version, "kind": api.name});
+            schema["x-kubernetes-group-version-kind"] = json!([kind]);
+        }
+        schema["properties"] = Value::Object(properties);
+        out.insert(full_name(name), schema);
+    }
+    out
+}
+
+fn property(kind: Type, wanted: &mut Vec<&'static str>) -> Value {
+    match kind {
+        Type::String => json!({"type": "string"}),
+        Type::Integer => json!({"type": "integer", "format": "int64"}),
+        Type::Number => json!({"type": "number"}),
+        Type::Bool => json!({"type": "boolean"}),
+        Type::Time => json!({"type": "string", "format": "date-time"}),
+        Type::Quantity => json!({"type": "string"}),
+        Type::IntOrString => json!({"type": "string", "format": "int-or-string"}),
+        Type::Bytes => json!({"type": "string", "format": "byte"}),
+        Type::Any => json!({"type": "object"}),
+        Type::List(code) => json!({"type": "array", "items": property(schema::type_of(code), wanted)}),
+        Type::Map(code) => {
+            json!({"type": "object", "additionalProperties": property(schema::type_of(code), wanted)})
+        }
+        Type::Struct(name) => {
+            wanted.push(name);
+            json!({"allOf": [{"$ref": format!("#/components/schemas/{}", full_name(name))}]})
+        }
+    }
 }
 
 fn operation(api: &ApiResource, action: &str) -> Value {

@@ -10,7 +10,7 @@ use super::{Response, proxy, read, respond, write};
 use crate::auth::{Claims, ISSUER};
 use crate::control::{namespace, scheduler};
 use crate::object::{self, at, items, text, text_at};
-use crate::registry::{DeleteOptions, WriteOptions};
+use crate::registry::DeleteOptions;
 use crate::resource::{ApiResource, Kind, NAMESPACES, PODS};
 use crate::status::{ApiError, ApiResult, Cause};
 
@@ -82,20 +82,16 @@ async fn evict(context: &Context<'_>, incoming: Incoming) -> ApiResult<Response>
     let mode = Mode::of(&context.request.query)?;
     let bytes = body::read(incoming).await?;
     let eviction = body::parse(&context.headers, &bytes)?;
-    let options: DeleteOptions = match eviction.get("deleteOptions") {
+    let mut options: DeleteOptions = match eviction.get("deleteOptions") {
         Some(Value::Null) | None => DeleteOptions::default(),
         Some(given) => serde_json::from_value(given.clone())
             .map_err(|e| ApiError::bad_request(format!("DeleteOptions: {e}")))?,
     };
-    let dry_run = mode.dry_run || options.dry_run.iter().any(|d| d == "All");
+    if mode.dry_run {
+        options.dry_run = vec!["All".into()];
+    }
     let request = &context.request;
-    context.app.registry.delete(
-        PODS,
-        &request.namespace,
-        &request.name,
-        &options,
-        WriteOptions { dry_run },
-    )?;
+    context.app.registry.delete(PODS, &request.namespace, &request.name, &options)?;
     let body =
         json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201});
     Ok(respond::json(StatusCode::CREATED, body.to_string()))

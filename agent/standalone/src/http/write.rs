@@ -77,8 +77,22 @@ pub async fn update(context: &Context<'_>, api: &'static ApiResource, body: Inco
     if api.namespaced && object::namespace(&object).is_empty() {
         object::metadata(&mut object).insert("namespace".into(), context.request.namespace.as_str().into());
     }
-    let stored = context.app.registry.update(target(context, api), options(mode), |_| Ok(object))?;
-    Ok(finish(read::one(context, api, StatusCode::OK, &stored)?, &warnings))
+    let registry = &context.app.registry;
+    let mut object = Some(object);
+    let updated =
+        registry.update(target(context, api), options(mode), |_| Ok(object.take().unwrap_or_default()));
+    let (status, stored) = match (updated, object) {
+        // These kinds may be made by an update (`AllowCreateOnUpdate`).
+        (Err(error), Some(new)) if error.code == 404 && creates_on_update(api.kind) => {
+            (StatusCode::CREATED, registry.create(api, &context.request.namespace, new, options(mode))?)
+        }
+        (updated, _) => (StatusCode::OK, updated?),
+    };
+    Ok(finish(read::one(context, api, status, &stored)?, &warnings))
+}
+
+fn creates_on_update(kind: Kind) -> bool {
+    matches!(kind, Kind::Lease | Kind::Service | Kind::Event)
 }
 
 /// PATCH, of the object or of its status.
@@ -154,7 +168,7 @@ fn apply(context: &Context<'_>, api: &'static ApiResource, mode: Mode, bytes: &[
 }
 
 /// The options of a deletion, from the body or the query.
-async fn delete_options(context: &Context<'_>, body: Incoming) -> ApiResult<(DeleteOptions, WriteOptions)> {
+async fn delete_options(context: &Context<'_>, body: Incoming) -> ApiResult<DeleteOptions> {
     let bytes = body::read(body).await?;
     let mut options: DeleteOptions = if bytes.is_empty() {
         DeleteOptions::default()
@@ -174,8 +188,10 @@ async fn delete_options(context: &Context<'_>, body: Incoming) -> ApiResult<(Del
     if !matches!(policy.as_str(), "" | "Orphan" | "Background" | "Foreground") {
         return Err(ApiError::bad_request(format!("invalid propagationPolicy \"{policy}\"")));
     }
-    let dry_run = Mode::of(query)?.dry_run || options.dry_run.iter().any(|d| d == "All");
-    Ok((options, WriteOptions { dry_run }))
+    if Mode::of(query)?.dry_run {
+        options.dry_run = vec!["All".into()];
+    }
+    Ok(options)
 }
 
 /// DELETE of one.
@@ -183,9 +199,9 @@ async fn delete_options(context: &Context<'_>, body: Incoming) -> ApiResult<(Del
 /// # Errors
 /// 403, 404, 409.
 pub async fn delete(context: &Context<'_>, api: &'static ApiResource, body: Incoming) -> ApiResult<Response> {
-    let (options, write) = delete_options(context, body).await?;
+    let options = delete_options(context, body).await?;
     let request = &context.request;
-    let outcome = context.app.registry.delete(api, &request.namespace, &request.name, &options, write)?;
+    let outcome = context.app.registry.delete(api, &request.namespace, &request.name, &options)?;
     let stored = match outcome {
         // These kinds answer with a status once they are gone.
         Deleted::Gone(bytes) if !matches!(api.kind, Kind::Pod | Kind::Service | Kind::ServiceAccount) => {
@@ -206,7 +222,10 @@ pub async fn delete_many(
     api: &'static ApiResource,
     body: Incoming,
 ) -> ApiResult<Response> {
-    let (options, write) = delete_options(context, body).await?;
+    if !api.verbs().contains(&"deletecollection") {
+        return Err(ApiError::method_not_allowed());
+    }
+    let options = delete_options(context, body).await?;
     let request = &context.request;
     let query = &request.query;
     let selector = Selector::parse(api, query.get("labelSelector"), query.get("fieldSelector"))?;
@@ -219,7 +238,7 @@ pub async fn delete_many(
         if !selector.matches(api.kind, &slim) {
             continue;
         }
-        match registry.delete(api, slim.namespace(), slim.name(), &options, write) {
+        match registry.delete(api, slim.namespace(), slim.name(), &options) {
             Ok(Deleted::Gone(bytes) | Deleted::Terminating(bytes)) => items.push(read::shown(api, &bytes)),
             Err(error) if error.code == 404 => {}
             Err(error) => return Err(error),

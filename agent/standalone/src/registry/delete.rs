@@ -5,7 +5,7 @@ use jiff::{SignedDuration, Timestamp};
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{Registry, WriteOptions};
+use super::Registry;
 use crate::object::{self, at, text_at};
 use crate::resource::{ApiResource, Kind};
 use crate::status::{ApiError, ApiResult};
@@ -23,6 +23,13 @@ pub struct DeleteOptions {
     pub propagation_policy: Option<String>,
     /// Check everything, change nothing.
     pub dry_run: Vec<String>,
+}
+
+impl DeleteOptions {
+    /// Whether nothing shall be changed.
+    pub fn is_dry_run(&self) -> bool {
+        self.dry_run.iter().any(|d| d == "All")
+    }
 }
 
 /// What must be true of the object that is deleted.
@@ -63,7 +70,6 @@ impl Registry {
         namespace: &str,
         name: &str,
         options: &DeleteOptions,
-        write: WriteOptions,
     ) -> ApiResult<Deleted> {
         self.store.write(|tx| {
             let before = tx.get(api.kind, namespace, name)?.ok_or_else(|| ApiError::not_found(api, name))?;
@@ -72,7 +78,7 @@ impl Registry {
             let verdict = judge(api.kind, &object, options);
             match verdict {
                 Verdict::Leave => Ok(Deleted::Terminating(before)),
-                _ if write.dry_run => Ok(Deleted::Gone(before)),
+                _ if options.is_dry_run() => Ok(Deleted::Gone(before)),
                 Verdict::Remove => {
                     let last = tx.delete(api.kind, namespace, name)?.unwrap_or(before);
                     Ok(Deleted::Gone(last))

@@ -304,6 +304,8 @@ impl Store {
         };
         if let Err(error) = self.disk.save(&frozen, version) {
             lock(&self.writer).keep(old_logs);
+            // Tried again in ten seconds, or a second after the next write.
+            self.dirty.notify_one();
             return Err(error);
         }
         self.memory.write().unwrap_or_else(PoisonError::into_inner).frozen = None;

@@ -18,7 +18,7 @@ use crate::resource::{ApiResource, Kind};
 use crate::status::{ApiResult, Cause};
 use crate::store::Tx;
 
-pub use meta::{is_dns_label, is_dns_subdomain};
+use meta::{is_dns_label, is_dns_subdomain};
 pub use service::Allocator;
 
 /// Which part of an object an update writes.
@@ -49,7 +49,10 @@ pub fn prepare_create(
         Kind::Namespace => simple::namespace_create(object),
         Kind::Secret => simple::secret(object, &mut causes),
         Kind::ConfigMap => simple::config_map(object, &mut causes),
-        Kind::EndpointSlice => simple::endpoint_slice(object, &mut causes),
+        Kind::EndpointSlice => {
+            simple::endpoint_slice(object, &mut causes);
+            object::bump_generation(object);
+        }
         Kind::Event => simple::event(object, &mut causes),
         Kind::Lease => simple::lease(object, &mut causes),
         Kind::ServiceAccount => {}
@@ -84,7 +87,7 @@ pub fn prepare_update(
         (Kind::Node, Part::Main) => simple::node_update(old, new, &mut causes),
         (Kind::Secret, _) => simple::secret_update(old, new, &mut causes),
         (Kind::ConfigMap, _) => simple::config_map_update(old, new, &mut causes),
-        (Kind::EndpointSlice, _) => simple::endpoint_slice(new, &mut causes),
+        (Kind::EndpointSlice, _) => simple::endpoint_slice_update(old, new, &mut causes),
         (Kind::Event, _) => simple::event(new, &mut causes),
         (Kind::Lease, _) => simple::lease(new, &mut causes),
         (Kind::Node | Kind::Service | Kind::Namespace, Part::Status) | (Kind::ServiceAccount, _) => {}

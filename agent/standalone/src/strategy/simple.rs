@@ -217,6 +217,17 @@ pub fn endpoint_slice(slice: &mut Value, causes: &mut Vec<Cause>) {
     }
 }
 
+/// An update of a slice: its type stays, and what it says counts as a new generation.
+pub fn endpoint_slice_update(old: &Value, new: &mut Value, causes: &mut Vec<Cause>) {
+    endpoint_slice(new, causes);
+    if old["addressType"] != new["addressType"] {
+        causes.push(Cause::invalid("addressType", at(new, &["addressType"]), "field is immutable"));
+    }
+    if old["endpoints"] != new["endpoints"] || old["ports"] != new["ports"] {
+        object::bump_generation(new);
+    }
+}
+
 /// An event belongs to the namespace of what it is about.
 pub fn event(event: &mut Value, causes: &mut Vec<Cause>) {
     let about = text_at(event, &["involvedObject", "namespace"]);
