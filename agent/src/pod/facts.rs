@@ -145,6 +145,14 @@ impl<'a> Facts<'a> {
         }
     }
 
+    /// The number of the sandbox that is there, lost or not.
+    pub fn newest_sandbox(&self) -> Option<u32> {
+        match self.observed.sandbox {
+            Sandbox::Ready { attempt, .. } | Sandbox::Lost { attempt } => Some(attempt),
+            Sandbox::Absent => None,
+        }
+    }
+
     /// The pod's addresses, once the network is attached.
     pub fn addresses(&self) -> Option<&'a [IpAddr]> {
         match &self.observed.sandbox {

@@ -31,7 +31,7 @@ impl<'f, 'a> Draft<'f, 'a> {
             actions: Vec::new(),
             pulls: BTreeSet::new(),
             events: Vec::new(),
-            notes: Notes::default(),
+            notes: Notes { sandbox: facts.newest_sandbox(), ..Notes::default() },
             wake_at: None,
             cancel: Vec::new(),
         }

@@ -57,6 +57,7 @@ pub struct Plan {
 pub struct Notes {
     stop: Option<StopClock>,
     said: Vec<(Topic, u64)>,
+    sandbox: Option<u32>,
 }
 
 /// Plans. `history` must have been told of every earlier plan by [`History::remember`].
@@ -95,6 +96,7 @@ pub fn plan(
 impl History {
     /// Takes note of what a plan decided. Its actions are noted by [`History::begin`].
     pub fn remember(&mut self, plan: &Plan) {
+        self.last_sandbox = self.last_sandbox.max(plan.notes.sandbox);
         if plan.notes.stop.is_some() {
             self.stop = plan.notes.stop;
         }

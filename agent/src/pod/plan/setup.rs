@@ -13,6 +13,7 @@ use super::super::observed::{Attempt, Sandbox};
 use super::Draft;
 use super::images::{Need, blocked, need, root_forbidden};
 use super::sequence::{Turn, turns};
+use super::stop::being_set_up;
 use super::teardown::detach_network;
 
 /// Plans everything that may be done now.
@@ -61,7 +62,8 @@ fn sandbox(draft: &mut Draft<'_, '_>) {
         }
         Sandbox::Lost { attempt } => {
             draft.say(Topic::SandboxChanged, u64::from(*attempt), events::sandbox_changed());
-            if !detach_network(draft) {
+            // A start that was begun in the lost sandbox must not end in the next.
+            if !being_set_up(facts) && !detach_network(draft) {
                 draft.act(Action::RemoveSandbox);
             }
         }

@@ -97,7 +97,7 @@ fn force(draft: &mut Draft<'_, '_>, id: &AttemptId, kill_at: Timestamp) {
 }
 
 /// Something is under way that would put back what is taken away.
-fn being_set_up(facts: &Facts<'_>) -> bool {
+pub(super) fn being_set_up(facts: &Facts<'_>) -> bool {
     facts.history.in_flight().any(|(key, _)| match key {
         ActionKey::CreateSandbox
         | ActionKey::AttachNetwork

@@ -2,8 +2,12 @@
 
 mod end;
 mod images;
+mod managing;
+mod node;
+mod properties;
 mod restarts;
 mod sim;
 mod statuses;
 mod up;
+mod working;
 mod world;

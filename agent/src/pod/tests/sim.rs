@@ -1,5 +1,6 @@
 //! One pod on the node made of memory, step by step, without tasks or a clock.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,6 +11,7 @@ use super::world::{NODE_IP, World, kind};
 use crate::pod::action::Action;
 use crate::pod::events;
 use crate::pod::history::History;
+use crate::pod::observed::Observed;
 use crate::pod::plan::{Plan, plan};
 use crate::pod::spec::Pod;
 use crate::pod::status::{Condition, ContainerState, ContainerStatus, PodStatus};
@@ -57,6 +59,9 @@ pub struct Sim {
     pub events: Vec<String>,
     /// The newest plan.
     pub plan: Option<Plan>,
+    /// What was seen when each action was last begun, for those that succeeded.
+    done: HashMap<Action, Observed>,
+    begun: HashMap<Action, Observed>,
 }
 
 impl Sim {
@@ -74,6 +79,8 @@ impl Sim {
             now,
             events: Vec::new(),
             plan: None,
+            done: HashMap::new(),
+            begun: HashMap::new(),
         }
     }
 
@@ -99,6 +106,9 @@ impl Sim {
         self.note(plan.events.iter());
         let actions = plan.actions.clone();
         for action in &actions {
+            let seen = &self.world.observed;
+            assert_ne!(self.done.get(action), Some(seen), "{action:?} again, and nothing has changed");
+            self.begun.insert(action.clone(), seen.clone());
             self.history.begin(action, self.now);
             self.note(events::begun(&self.wanted.pod, action).iter());
         }
@@ -109,6 +119,11 @@ impl Sim {
     /// Ends an action that was begun.
     pub fn end(&mut self, action: &Action) {
         let result = self.world.apply(&self.wanted.pod, action, self.now);
+        let seen = self.begun.remove(action).expect("it was begun");
+        match &result {
+            Ok(_) => self.done.insert(action.clone(), seen),
+            Err(_) => self.done.remove(action),
+        };
         self.note(events::ended(&self.wanted.pod, action, &result).iter());
         self.history.finish(&action.key(), result.as_ref().map(|_| ()), self.now);
     }
@@ -177,6 +192,9 @@ impl Sim {
         pod.status = self.status().clone();
         self.wanted.pod = Arc::new(pod);
         self.history = History::new(self.now);
+        self.plan = None;
+        self.done.clear();
+        self.begun.clear();
     }
 
     /// The status last reported.

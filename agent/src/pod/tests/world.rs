@@ -23,8 +23,9 @@ pub struct World {
     pub users: BTreeMap<String, String>,
     /// Kinds of actions (as [`kind`] names them) that fail, with the reason.
     pub failing: BTreeMap<&'static str, &'static str>,
-    /// Every sandbox number that was ever used.
-    sandboxes: BTreeSet<u32>,
+    /// Things happen by themselves between the begin and the end of an action, as on a real node: what is gone by then
+    /// is success for a stop and an error for a start.
+    pub racy: bool,
 }
 
 /// The node's own address.
@@ -54,6 +55,12 @@ impl World {
     pub fn apply(&mut self, pod: &Pod, action: &Action, now: Timestamp) -> Result<Done, ActionError> {
         if let Some(reason) = self.failing.get(kind(action)).copied() {
             return Err(ActionError { reason, message: format!("{} failed", kind(action)) });
+        }
+        if self.racy && self.was_overtaken(action) {
+            return match action {
+                Action::StopContainer { .. } | Action::KillContainer { .. } => Ok(Done::default()),
+                _ => Err(ActionError { reason: "RunContainerError", message: "too late".to_owned() }),
+            };
         }
         match action {
             Action::CreateSandbox { attempt } => self.create_sandbox(pod, *attempt, now),
@@ -116,6 +123,17 @@ impl World {
         Ok(Done { detail: None })
     }
 
+    /// What the action is about has gone since it was planned.
+    fn was_overtaken(&self, action: &Action) -> bool {
+        match action {
+            Action::StopContainer { id } | Action::KillContainer { id } => !self.is_live(id),
+            Action::StartContainer { .. } | Action::AttachNetwork => {
+                !matches!(self.observed.sandbox, Sandbox::Ready { .. })
+            }
+            _ => false,
+        }
+    }
+
     /// Nothing of the pod is here (images belong to the node).
     pub fn is_empty(&self) -> bool {
         let o = &self.observed;
@@ -172,7 +190,8 @@ impl World {
 
     fn create_sandbox(&mut self, pod: &Pod, attempt: u32, now: Timestamp) {
         assert_eq!(self.observed.sandbox, Sandbox::Absent, "one sandbox at a time");
-        assert!(self.sandboxes.insert(attempt), "sandbox {attempt} was used before");
+        let used = self.observed.attempts.iter().any(|a| a.sandbox == attempt);
+        assert!(!used, "sandbox {attempt} was used before");
         let addresses = pod.spec.host_network.then(|| vec![NODE_IP]);
         self.observed.sandbox = Sandbox::Ready { attempt, created_at: now, addresses };
         self.observed.remains = true;
