@@ -9,14 +9,16 @@
 mod world;
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use orlop_cni::exec;
+use orlop_cni::nodes::{Local, Nodes, NodesConfig, Peer};
 use orlop_cni::runtime::Runtime;
 use serde_json::{Value, json};
-use world::{Ns, World, attachment, root};
+use world::{NODE_IP, Ns, World, attachment, root};
 
 const PODS: usize = 200;
 const DRAIN: usize = 100;
@@ -29,6 +31,8 @@ fn main() {
     let mut figures = BTreeMap::new();
     let world = World::new();
     world.node.run(|| in_process(&world, &mut figures));
+    let world = World::new();
+    world.node.run(|| other_nodes(&mut figures));
     let arguments: Vec<PathBuf> = std::env::args_os().skip(1).map(PathBuf::from).collect();
     if let Some(program) = arguments.first() {
         let world = World::new();
@@ -89,6 +93,40 @@ fn in_process(world: &World, figures: &mut BTreeMap<String, f64>) {
     }
     runtime.settle();
     figures.insert("drain100_ms".into(), begin.elapsed().as_secs_f64() * 1e3);
+}
+
+/// A thousand other nodes, half of them behind the tunnel: all at once, and one that changes its address.
+fn other_nodes(figures: &mut BTreeMap<String, f64>) {
+    let local =
+        Local { addresses: vec![NODE_IP.parse().unwrap()], pod_cidrs: vec!["10.0.0.0/24".parse().unwrap()] };
+    let mut peers: Vec<Peer> = (1..=1000_u32)
+        .map(|n| Peer {
+            name: format!("node{n}"),
+            addresses: vec![address_of(n)],
+            pod_cidrs: vec![format!("10.{}.{}.0/24", n / 250 + 1, n % 250).parse().unwrap()],
+        })
+        .collect();
+    let mut nodes = Nodes::new(NodesConfig::default()).unwrap();
+    let begin = Instant::now();
+    nodes.apply(&local, &peers).unwrap();
+    figures.insert("nodes1000_first_ms".into(), begin.elapsed().as_secs_f64() * 1e3);
+    let mut changes = Vec::new();
+    for n in 0..20 {
+        peers[n].addresses = vec![address_of(2000 + u32::try_from(n).unwrap())];
+        let begin = Instant::now();
+        nodes.apply(&local, &peers).unwrap();
+        changes.push(begin.elapsed());
+    }
+    note(figures, "nodes1000_one_change", changes);
+}
+
+/// Every other one is on the node's own link, as far as there is room.
+fn address_of(n: u32) -> IpAddr {
+    if n.is_multiple_of(2) && n < 500 {
+        IpAddr::from([192, 0, 2, (n / 2 + 3) as u8])
+    } else {
+        IpAddr::from((172_u32 << 24 | n).to_be_bytes())
+    }
 }
 
 fn program_conf(world: &World, kind: &str) -> Value {

@@ -133,6 +133,33 @@ fn requested_addresses_and_hardware_addresses_are_given() {
 }
 
 #[test]
+fn an_address_that_moves_to_another_hardware_address_is_announced() {
+    if !root() {
+        return;
+    }
+    let world = World::new();
+    world.node.run(|| {
+        let runtime = world.runtime_of(&list(&world, &json!({})));
+        for round in 0..3 {
+            let pod = Ns::new();
+            let capabilities = Capabilities {
+                mac: format!("02:11:22:33:44:{round:02x}"),
+                ips: vec!["10.244.1.77".parse().unwrap(), "fd00:244:1::77".parse().unwrap()],
+                ..Capabilities::default()
+            };
+            let wanted = Attachment { capabilities, ..attachment(&format!("p{round}"), &pod) };
+            runtime.add(&wanted).unwrap();
+            pod.serve_tcp("[::]:80");
+            for ip in ["10.244.1.77", "fd00:244:1::77"] {
+                assert!(world.node.ask_tcp(socket(ip, 80)).is_ok(), "round {round} {ip}");
+            }
+            runtime.del(&wanted).unwrap();
+            runtime.settle();
+        }
+    });
+}
+
+#[test]
 fn addresses_may_come_from_another_plugin() {
     if !root() {
         return;

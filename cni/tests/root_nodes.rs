@@ -20,7 +20,8 @@ struct Cluster {
 }
 
 impl Cluster {
-    fn new() -> Self {
+    /// `v6` makes the IPv6 addresses the first ones, by which tunnels go.
+    fn new(v6: bool) -> Self {
         let router = Ns::new();
         router.sh("echo 1 > /proc/sys/net/ipv4/ip_forward; echo 1 > /proc/sys/net/ipv6/conf/all/forwarding");
         for link in [1, 2] {
@@ -31,7 +32,10 @@ impl Cluster {
         }
         let mut cluster = Self { router, nodes: Vec::new() };
         for (n, link) in [(1, 1), (2, 1), (3, 2)] {
-            let node = cluster.node(n, link);
+            let mut node = cluster.node(n, link);
+            if v6 {
+                node.peer.addresses.reverse();
+            }
             cluster.nodes.push(node);
         }
         cluster
@@ -129,16 +133,19 @@ fn assert_full_mesh(cluster: &Cluster, pods: &[(Ns, Vec<std::net::IpAddr>)]) {
                 assert_eq!(seen, Ok(source.to_string()), "pod {i} to pod {j}");
             }
             let node = &cluster.nodes[j];
-            let seen = from.ask_tcp(socket(node.peer.addresses[0], 81)).map(|s| s.replace("::ffff:", ""));
-            assert_eq!(seen, Ok(from_ips[0].to_string()), "pod {i} to node {j}");
+            for address in &node.peer.addresses {
+                let source = from_ips.iter().find(|ip| ip.is_ipv4() == address.is_ipv4()).unwrap();
+                let seen = from.ask_tcp(socket(address, 81)).map(|s| s.replace("::ffff:", ""));
+                assert_eq!(seen, Ok(source.to_string()), "pod {i} to node {j}");
+            }
             let seen = cluster.nodes[i].ns.ask_tcp(socket(to_ips[0], 80));
             assert!(seen.is_ok(), "node {i} to pod {j}: {seen:?}");
         }
     }
 }
 
-fn mesh(mode: Mode) {
-    let cluster = Cluster::new();
+fn mesh(mode: Mode, v6: bool) {
+    let cluster = Cluster::new(v6);
     // Strict reverse path filters everywhere: each way must be the way back as well.
     for node in &cluster.nodes {
         node.ns.sh("echo 1 > /proc/sys/net/ipv4/conf/all/rp_filter; echo 1 > /proc/sys/net/ipv4/conf/default/rp_filter");
@@ -152,7 +159,7 @@ fn mesh(mode: Mode) {
     assert_eq!(cluster.nodes[0].tunnels("10.244.2.0/24"), mode == Mode::Tunnel);
     assert!(cluster.nodes[0].tunnels("10.244.3.0/24"));
     // A packet of the pod's full size that must not be fragmented arrives on both ways.
-    let size = 1450 - 20 - 8;
+    let size = if v6 { 1430 } else { 1450 } - 20 - 8;
     for to in &pods {
         let line = format!("ping -M do -c 1 -W 5 -s {size} {}", to.1[0]);
         assert!(pods[0].0.sh(&line).contains("1 received"));
@@ -177,15 +184,71 @@ fn snapshot(ns: &Ns) -> String {
 #[test]
 fn near_nodes_are_reached_directly_and_far_ones_by_vxlan() {
     if root() {
-        mesh(Mode::Auto);
+        mesh(Mode::Auto, false);
     }
 }
 
 #[test]
 fn everything_may_go_by_vxlan() {
     if root() {
-        mesh(Mode::Tunnel);
+        mesh(Mode::Tunnel, false);
     }
+}
+
+#[test]
+fn tunnels_go_over_ipv6_as_well() {
+    if root() {
+        mesh(Mode::Auto, true);
+    }
+}
+
+#[test]
+fn many_nodes_come_and_go_in_any_order() {
+    if !root() {
+        return;
+    }
+    let cluster = Cluster::new(false);
+    let node = &cluster.nodes[0];
+    let (local, _) = cluster.peers_of(0);
+    let all: Vec<Peer> = (2..120_u8)
+        .map(|n| Peer {
+            name: format!("n{n}"),
+            addresses: vec![
+                if n % 2 == 0 { format!("10.0.1.{n}") } else { format!("10.7.1.{n}") }.parse().unwrap(),
+            ],
+            pod_cidrs: vec![
+                format!("10.244.{n}.0/24").parse().unwrap(),
+                format!("fd00:{n}::/64").parse().unwrap(),
+            ],
+        })
+        .collect();
+    let mut handle = node.ns.run(|| Nodes::new(NodesConfig::default()).unwrap());
+    for round in 0_usize..6 {
+        let present: Vec<Peer> = all
+            .iter()
+            .enumerate()
+            .filter(|(i, _)| (i * 7 + round * 5) % 11 < 3 + round)
+            .map(|(_, p)| p.clone())
+            .collect();
+        assert_eq!(handle.apply(&local, &present).unwrap(), []);
+        let state = snapshot(&node.ns);
+        let rules = node.ns.sh("nft list set inet orlop-cni nodes4");
+        for peer in &all {
+            let here = present.contains(peer);
+            let (range, address) = (peer.pod_cidrs[0].to_string(), peer.addresses[0].to_string());
+            assert_eq!(state.contains(&format!("{range} via")), here, "round {round} {range}");
+            let probe =
+                format!("nft get element inet orlop-cni pods4 '{{ {} }}'", range.replace(".0/24", ".7"));
+            assert_eq!(node.ns.try_sh(&probe).status.success(), here, "round {round} {range}");
+            let words = [format!("{address},"), format!("{address} ")];
+            assert_eq!(words.iter().any(|w| rules.contains(w)), here, "round {round} {address}: {rules}");
+        }
+    }
+    // Somebody flushed everything; the next change puts it right.
+    node.ns.sh("nft flush ruleset; ip link del orlop.1; ip route flush proto 111");
+    handle.apply(&local, &all).unwrap();
+    node.ns.sh("nft get element inet orlop-cni pods4 '{ 10.244.119.1 }'");
+    assert!(snapshot(&node.ns).contains("10.244.119.0/24 via 10.244.119.0 dev orlop.1"));
 }
 
 #[test]
@@ -193,7 +256,7 @@ fn nodes_that_join_move_and_leave_are_followed() {
     if !root() {
         return;
     }
-    let mut cluster = Cluster::new();
+    let mut cluster = Cluster::new(false);
     let mut nodes = cluster.open(Mode::Auto);
     let far = cluster.nodes.pop().unwrap();
     let mut far_handle = nodes.pop().unwrap();

@@ -11,6 +11,7 @@ mod links;
 mod neighbours;
 mod nft;
 mod nft_rule;
+mod nft_set;
 mod routes;
 mod rules;
 mod shaping;
@@ -27,8 +28,9 @@ use nix::errno::Errno;
 
 pub use addresses::AddressSpec;
 pub use links::{Link, VethSpec, VxlanSpec, format_mac};
-pub use nft::{Batch, Element, ElementInfo, Family, SetSpec};
+pub use nft::Batch;
 pub use nft_rule::Rule;
+pub use nft_set::{Element, ElementInfo, Family, SetSpec};
 pub use routes::{MAIN_TABLE, RouteSpec};
 pub use rules::RuleSpec;
 pub use shaping::Bucket;

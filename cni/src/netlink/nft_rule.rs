@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use netlink_packet_core::{DefaultNla, Emitable, NLA_F_NESTED};
 
-use super::nft::Family;
+use super::nft_set::Family;
 
 /// `NFT_REG32_00`.
 const WORD: u32 = 8;

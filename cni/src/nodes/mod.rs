@@ -8,6 +8,7 @@
 //! Never: watches anything. The caller says who the peers are, all of them, whenever that changes.
 
 mod plan;
+mod sets;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
@@ -18,13 +19,13 @@ use netlink_packet_route::route::RouteProtocol;
 use nix::errno::Errno;
 
 use crate::netlink::{
-    AddressSpec, Batch, Channel, Element, Family, MAIN_TABLE, NetlinkError, RouteSpec, RuleSpec, SetSpec,
-    VxlanSpec, unless,
+    AddressSpec, Channel, MAIN_TABLE, NetlinkError, RouteSpec, RuleSpec, VxlanSpec, unless,
 };
 use crate::netns::set_sysctl;
 
 pub use plan::Problem;
 use plan::{Links, Plan, Way, plan, tunnel_mac};
+pub(crate) use sets::{declare_sets, nodes_set, pods_set, sets_are_empty};
 
 /// Marks our routes; `ip route` shows it as `proto 111`.
 const PROTOCOL: RouteProtocol = RouteProtocol::Other(111);
@@ -33,7 +34,6 @@ const TABLE: u32 = 28_530;
 /// What VXLAN adds to a packet, bytes: outer Ethernet, IP, UDP and VXLAN headers.
 const OVERHEAD_V4: u32 = 50;
 const OVERHEAD_V6: u32 = 70;
-const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 
 /// Which ways may be taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -113,8 +113,6 @@ pub struct Nodes {
     config: NodesConfig,
     route: Channel,
     netfilter: Channel,
-    /// The sets' contents, once written.
-    sets: Option<(BTreeSet<IpAddr>, BTreeSet<IpNet>)>,
 }
 
 impl Nodes {
@@ -123,7 +121,7 @@ impl Nodes {
     /// # Errors
     /// The sockets could not be opened.
     pub fn new(config: NodesConfig) -> Result<Self, NetlinkError> {
-        Ok(Self { config, route: Channel::route()?, netfilter: Channel::netfilter()?, sets: None })
+        Ok(Self { config, route: Channel::route()?, netfilter: Channel::netfilter()? })
     }
 
     /// Makes the kernel's state match these nodes. What is right already is not touched, so traffic goes on.
@@ -136,7 +134,7 @@ impl Nodes {
         let links = self.links()?;
         let plan = plan(self.config.mode, local, &links, peers);
         // First nothing is masqueraded that should not be, then the routes come.
-        self.fill_sets(&plan)?;
+        sets::fill(&mut self.netfilter, &self.config.table, &plan)?;
         let device = self.tunnel(local, &links, &plan)?;
         let have = self.observe(device)?;
         let want = want(&plan, local, device);
@@ -269,35 +267,6 @@ impl Nodes {
         }
         Ok(())
     }
-
-    fn fill_sets(&mut self, plan: &Plan) -> Result<(), NetlinkError> {
-        let wanted = (plan.node_addresses.clone(), plan.pod_ranges.clone());
-        let nothing = wanted.0.is_empty() && wanted.1.is_empty();
-        if self.sets.as_ref() == Some(&wanted)
-            || (nothing && sets_are_empty(&mut self.netfilter, &self.config.table)?)
-        {
-            return Ok(());
-        }
-        let mut batch = Batch::new(&self.config.table);
-        batch.table();
-        declare_sets(&mut batch);
-        for family in FAMILIES {
-            batch.clear(nodes_set(family));
-            batch.clear(pods_set(family));
-        }
-        for address in &wanted.0 {
-            batch.add(nodes_set(Family::of(*address)), &Element::address(*address));
-        }
-        for range in &wanted.1 {
-            for bound in Element::bounds(*range) {
-                batch.add(pods_set(Family::of(range.addr())), &bound);
-            }
-        }
-        self.sets = None;
-        self.netfilter.commit("tell the masquerade rules of other nodes", batch)?;
-        self.sets = Some(wanted);
-        Ok(())
-    }
 }
 
 fn overhead(near_end: IpAddr) -> u32 {
@@ -327,38 +296,4 @@ fn spec(key: &Key, hop: &Hop) -> RouteSpec {
         protocol: PROTOCOL,
         ..RouteSpec::new(key.1, hop.1)
     }
-}
-
-/// The set of other nodes' addresses.
-pub(crate) fn nodes_set(family: Family) -> &'static str {
-    match family {
-        Family::V4 => "nodes4",
-        Family::V6 => "nodes6",
-    }
-}
-
-/// The set of other nodes' pod ranges.
-pub(crate) fn pods_set(family: Family) -> &'static str {
-    match family {
-        Family::V4 => "pods4",
-        Family::V6 => "pods6",
-    }
-}
-
-/// Makes the sets unless they exist.
-pub(crate) fn declare_sets(batch: &mut Batch) {
-    for family in FAMILIES {
-        batch.set(nodes_set(family), SetSpec::Addresses(family));
-        batch.set(pods_set(family), SetSpec::Networks(family));
-    }
-}
-
-/// Whether no other node is in the sets.
-pub(crate) fn sets_are_empty(channel: &mut Channel, table: &str) -> Result<bool, NetlinkError> {
-    for set in FAMILIES.iter().flat_map(|f| [nodes_set(*f), pods_set(*f)]) {
-        if !channel.elements(table, set)?.is_empty() {
-            return Ok(false);
-        }
-    }
-    Ok(true)
 }

@@ -37,13 +37,22 @@ pub(super) fn configure(netns: &Netns, conf: &Conf, wanted: &Inside<'_>) -> Resu
             let key = format!("net/ipv6/conf/{}/disable_ipv6", wanted.ifname);
             set_sysctl(&key, "0").map_err(|e| CniError::new(code::IO, e.to_string()))?;
         }
+        let address = |ip: &IpConfig| AddressSpec {
+            no_prefix_route: conf.mode == Mode::Ptp,
+            detect_duplicates: conf.detect_duplicates,
+            ..AddressSpec::new(link.index, ip.address)
+        };
+        if conf.mac.is_some() {
+            announce(wanted.ifname)?;
+        }
+        // IPv4 announces what an interface has when it comes up, IPv6 what it gets afterwards.
+        let (before, after): (Vec<_>, Vec<_>) = wanted.ips.iter().partition(|ip| ip.address.addr().is_ipv4());
+        for ip in before {
+            channel.add_address(&address(ip))?;
+        }
         channel.set_up(link.index)?;
-        for ip in wanted.ips {
-            channel.add_address(&AddressSpec {
-                no_prefix_route: conf.mode == Mode::Ptp,
-                detect_duplicates: conf.detect_duplicates,
-                ..AddressSpec::new(link.index, ip.address)
-            })?;
+        for ip in after {
+            channel.add_address(&address(ip))?;
         }
         if conf.mode == Mode::Ptp {
             for ip in wanted.ips {
@@ -55,6 +64,20 @@ pub(super) fn configure(netns: &Netns, conf: &Conf, wanted: &Inside<'_>) -> Resu
         }
         Ok(link)
     })?
+}
+
+/// Lets the kernel tell neighbours of the interface's addresses. Only with a hardware address of the caller's choice:
+/// ours follow from the IP address, so what neighbours remember of it is right.
+fn announce(ifname: &str) -> Result<(), CniError> {
+    for key in ["ipv4/conf/{}/arp_notify", "ipv6/conf/{}/ndisc_notify"] {
+        let key = format!("net/{}", key.replace("{}", ifname));
+        match set_sysctl(&key, "1") {
+            // A kernel without IPv6.
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+            other => other.map_err(|e| CniError::new(code::IO, e.to_string()))?,
+        }
+    }
+    Ok(())
 }
 
 /// On a point-to-point link nothing is a neighbour but the gateway; the subnet is reached through it.

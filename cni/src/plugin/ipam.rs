@@ -10,7 +10,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use crate::exec::{self, ExecError};
 use crate::spec::{CniError, IpConfig, NetworkResult, Route, code};
-use crate::store::{Lease, Owner, RangeSet};
+use crate::store::{Lease, Owner, RangeSet, StoreError};
 
 use super::conf::{Conf, Ipam};
 use super::request::{Request, Verb};
@@ -25,29 +25,39 @@ impl Plugin {
         conf: &Conf,
         owner: &Owner,
     ) -> Result<NetworkResult, CniError> {
-        let store = self.store(conf);
-        let mut store = store.lock().unwrap_or_else(PoisonError::into_inner);
+        let leases = match self.note(conf, owner) {
+            // In process it is the runtime that knows which attachments are complete. It calls for this one, so what
+            // is here is of a DEL that a killed daemon did not finish.
+            Err(StoreError::AlreadyLeased { .. }) if self.reaper.is_some() => {
+                self.remove(request, conf, owner)?;
+                self.note(conf, owner)?
+            }
+            other => other?,
+        };
         match &conf.ipam {
-            Ipam::None => store.attach(owner).map(|()| NetworkResult::default()).map_err(Into::into),
+            Ipam::None => Ok(NetworkResult::default()),
             Ipam::Own { sets, routes, dns } => {
-                let leases = store.lease(owner, sets, &conf.requested)?;
                 let ips = leases.iter().map(|lease| with_gateway(lease, sets)).collect();
-                Ok(NetworkResult {
-                    ips,
-                    routes: routes.clone(),
-                    dns: dns.clone(),
-                    ..NetworkResult::default()
-                })
+                let (routes, dns) = (routes.clone(), dns.clone());
+                Ok(NetworkResult { ips, routes, dns, ..NetworkResult::default() })
             }
             Ipam::Delegate(kind) => {
-                store.attach(owner)?;
-                drop(store);
                 let addresses = lease_elsewhere(kind, request, conf);
                 if addresses.is_err() {
                     self.undo(request, conf, owner);
                 }
                 addresses
             }
+        }
+    }
+
+    /// Puts the attachment into the store, with addresses if they are ours to give.
+    fn note(&self, conf: &Conf, owner: &Owner) -> Result<Vec<Lease>, StoreError> {
+        let store = self.store(conf);
+        let mut store = store.lock().unwrap_or_else(PoisonError::into_inner);
+        match &conf.ipam {
+            Ipam::Own { sets, .. } => store.lease(owner, sets, &conf.requested),
+            Ipam::None | Ipam::Delegate(_) => store.attach(owner).map(|()| Vec::new()),
         }
     }
 
