@@ -89,6 +89,7 @@ impl Follow {
             zone: view.labels.get("topology.kubernetes.io/zone").map(|zone| zone.as_str().into()),
             addresses: view.internal_ips.clone(),
             pod_cidrs: cidrs.clone(),
+            eligible: true,
         };
         // The proxy's thread ends only with the daemon.
         let _ = self.proxy.send(Event::NodeApplied(Box::new(node)));
