@@ -594,6 +594,21 @@ fn explain_says_what_the_kernel_does() {
 }
 
 #[test]
+fn the_kernel_is_probed_without_a_trace_and_interfaces_are_listed() {
+    require_root!();
+    let lab = Lab::new();
+    let mut netlink = lab.on_node(|| Netlink::open().unwrap());
+    for family in Family::ALL {
+        netlink.probe(family).unwrap();
+    }
+    assert_eq!(lab.nft(&["list", "tables"]).unwrap(), "");
+    let addresses = lab.on_node(|| orlop_netproxy::netlink::interface_addresses().unwrap());
+    for own in [lab::NODE_IP, lab::NODE_OTHER_IP, lab::NODE_IP6, "127.0.0.1"] {
+        assert!(addresses.contains(&own.parse().unwrap()), "{own} in {addresses:?}");
+    }
+}
+
+#[test]
 fn leftovers_of_kube_proxy_go_when_asked() {
     require_root!();
     let lab = Lab::bare();
