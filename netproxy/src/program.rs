@@ -5,6 +5,7 @@
 //! a change is the difference of two calls.
 //! Never: looks at other services; talks to the kernel.
 
+use std::fmt;
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -273,6 +274,15 @@ impl Address {
         match self {
             Self::Vip(vip) => Key::Vip(*vip),
             Self::NodePort(_, port) => Key::Port(*port),
+        }
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Vip(vip) => vip.fmt(f),
+            Self::NodePort(family, port) => write!(f, "node port {family} {port}"),
         }
     }
 }

@@ -480,6 +480,89 @@ fn a_terminating_udp_endpoint_that_still_answers_keeps_its_clients() {
 }
 
 #[test]
+fn a_restart_forgets_flows_to_endpoints_that_went_meanwhile() {
+    require_root!();
+    let lab = Lab::new();
+    let ports = json!([{ "name": "", "port": 443, "protocol": "UDP" }]);
+    // More addresses than are looked at one by one.
+    let spec = json!({ "clusterIP": VIP, "externalIPs": (1..12).map(|n| format!("198.51.100.{n}")).collect::<Vec<_>>(),
+                       "ports": [{ "port": 53, "protocol": "UDP" }] });
+    let mut first = proxy(&lab);
+    first.apply(service("dns", &spec));
+    first.apply(slice("dns", &ports, &[A]));
+    first.sync(SystemTime::now()).unwrap();
+    for to in [VIP, "198.51.100.7"] {
+        assert_eq!(pod(&lab.udp_from("client", 4444, to, 53)), "a");
+    }
+    assert_eq!(pod(&lab.udp_from("client", 4445, FAR, 443)), "far", "a flow of no service");
+    drop(first);
+    let mut second = proxy(&lab);
+    second.apply(service("dns", &spec));
+    second.apply(slice("dns", &ports, &[B]));
+    let report = second.sync(SystemTime::now()).unwrap();
+    assert_eq!((report.adopted.len(), report.flows_removed), (2, 2));
+    assert_eq!(report.flows_removed_by_family, [(Family::V4, 2)]);
+    for to in [VIP, "198.51.100.7"] {
+        assert_eq!(pod(&lab.udp_from("client", 4444, to, 53)), "b");
+    }
+}
+
+#[test]
+fn no_connection_fails_while_endpoints_come_and_go_and_tables_are_replaced() {
+    require_root!();
+    let lab = Lab::new();
+    let mut proxy = proxy(&lab);
+    proxy.apply(web());
+    proxy.apply(slice("web", &tcp_port(), &[A]));
+    proxy.sync(SystemTime::now()).unwrap();
+    let done = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let clients: Vec<_> = ["client", "outside", "node"]
+            .into_iter()
+            .map(|from| {
+                let (lab, done) = (&lab, &done);
+                scope.spawn(move || {
+                    let mut tried = 0;
+                    while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                        let outcome = lab.tcp(from, VIP, 80);
+                        assert!(matches!(outcome, Outcome::Answered(..)), "from {from}: {outcome:?}");
+                        tried += 1;
+                    }
+                    tried
+                })
+            })
+            .collect();
+        let lists: [&[&str]; 5] = [&[A, B, FAR], &[A], &[FAR, B], &[B], &[A, FAR]];
+        let mut replaced = 0;
+        for round in 0..400 {
+            proxy.apply(slice("web", &tcp_port(), lists[round % lists.len()]));
+            if round % 50 == 49 {
+                // Collides with the next transaction, so that the one after it replaces both tables.
+                let address = [10, 97, 0, u8::try_from(round / 50).unwrap()];
+                let vip = Vip { address: address.into(), protocol: Protocol::Tcp, port: 80 };
+                let element = Element { key: Key::Vip(vip), value: Value::Verdict(Verdict::Drop) };
+                let add = Operation::AddElements(Family::V4, SetName::Services, vec![element]);
+                let transaction = Transaction { table: "orlop".to_owned(), operations: vec![add] };
+                proxy.backend_mut().commit(&transaction).unwrap();
+                let name = format!("other-{round}");
+                let spec = json!({ "clusterIP": std::net::IpAddr::from(address), "ports": [{ "port": 80 }] });
+                proxy.apply(service(&name, &spec));
+                proxy.apply(slice(&name, &tcp_port(), &[B]));
+                assert!(proxy.sync(SystemTime::now()).is_err());
+                assert_eq!(proxy.sync(SystemTime::now()).unwrap().replaced.len(), 2);
+                replaced += 1;
+            }
+            proxy.sync(SystemTime::now()).unwrap();
+        }
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+        assert_eq!(replaced, 8);
+        for client in clients {
+            assert!(client.join().unwrap() > 0);
+        }
+    });
+}
+
+#[test]
 fn explain_says_what_the_kernel_does() {
     require_root!();
     let lab = Lab::new();
@@ -493,13 +576,36 @@ fn explain_says_what_the_kernel_does() {
         source: Some(lab::OUTSIDE_IP.parse().unwrap()),
         interface: None,
     };
-    let explanation = proxy.explain(query).unwrap();
+    let explanation = proxy.explain(query.clone()).unwrap();
     assert!(explanation.agrees());
+    // Another process may look while the first one owns the table, and changes nothing.
+    let mut looking = self::proxy(&lab);
+    looking.apply(web());
+    looking.apply(slice("web", &tcp_port(), &[A]));
+    assert_eq!(looking.explain(query).unwrap(), explanation);
+    assert_eq!(looking.verify().unwrap().differences, Vec::<String>::new());
+    looking.apply(slice("web", &tcp_port(), &[A, B]));
+    assert!(!looking.verify().unwrap().differences.is_empty());
     let text = explanation.to_string();
     for part in ["ns/web", "sent to 10.180.0.10:8080 (masqueraded)", "kernel    the same"] {
         assert!(text.contains(part), "{text}");
     }
     assert!(proxy.status().to_string().contains("services                 1"));
+}
+
+#[test]
+fn the_kernel_is_probed_without_a_trace_and_interfaces_are_listed() {
+    require_root!();
+    let lab = Lab::new();
+    let mut netlink = lab.on_node(|| Netlink::open().unwrap());
+    for family in Family::ALL {
+        netlink.probe(family).unwrap();
+    }
+    assert_eq!(lab.nft(&["list", "tables"]).unwrap(), "");
+    let addresses = lab.on_node(|| orlop_netproxy::netlink::interface_addresses().unwrap());
+    for own in [lab::NODE_IP, lab::NODE_OTHER_IP, lab::NODE_IP6, "127.0.0.1"] {
+        assert!(addresses.contains(&own.parse().unwrap()), "{own} in {addresses:?}");
+    }
 }
 
 #[test]

@@ -11,6 +11,7 @@ mod encode;
 mod expression;
 mod inspect;
 mod monitor;
+mod probe;
 mod socket;
 mod typeof_data;
 

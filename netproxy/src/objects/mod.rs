@@ -8,6 +8,8 @@
 mod node;
 mod service;
 mod slice;
+#[cfg(test)]
+mod tests;
 mod time;
 
 use std::fmt;

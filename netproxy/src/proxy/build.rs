@@ -102,7 +102,7 @@ impl<B: Backend> Proxy<B> {
         if !lost.is_empty() {
             let name = object.name.clone();
             for address in lost {
-                let value = format!("{address:?} belongs to another service").into();
+                let value = format!("{address} is taken").into();
                 self.table.complaints().add(&name, &Problem { field: "address", value });
             }
         }

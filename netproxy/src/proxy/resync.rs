@@ -32,7 +32,8 @@ impl<B: Backend> Proxy<B> {
         let affected = self.claim(touched);
         let (mut delta, mut checks, mut gone) = (Delta::default(), Vec::new(), Vec::new());
         for service in &affected {
-            let new = self.build(*service, None);
+            let aside = self.programs[*service as usize].quarantined;
+            let new = if aside { Box::default() } else { self.build(*service, None) };
             let old = std::mem::take(&mut self.programs[*service as usize].ports);
             if old != new || self.networks_changed {
                 delta.change(&old, &new, |family| self.networks.get(&family).cloned());

@@ -204,19 +204,24 @@ fn masquerade_cluster(network: &Network) -> Vec<Vec<S>> {
     rules
 }
 
-/// The chain that chooses among `count` endpoints.
+/// The chain that chooses among `count` endpoints. A packet can be on its way through the rules just when a transaction
+/// removes the slot it drew: then it takes the first one, which is there as long as any endpoint is.
 pub fn spread(kind: ChainKind, policy: Policy, count: u32) -> ChainDefinition {
     let first = if policy == Policy::Local { LOCAL_SLOTS } else { 0 };
-    let mut key = kind_key(kind);
-    key.push(Load::Random { count, first });
+    let key = kind_key(kind);
     let map = match kind {
         ChainKind::Vip => SetName::Endpoints,
         ChainKind::NodePort => SetName::NodePortEndpoints,
     };
-    ChainDefinition {
-        chain: Chain::Spread(kind, policy, count),
-        rules: vec![Rule(vec![S::Translate(key, map)])],
+    let choose = |count| {
+        let key = key.iter().copied().chain([Load::Random { count, first }]).collect();
+        Rule(vec![S::Translate(key, map.clone())])
+    };
+    let mut rules = vec![choose(count)];
+    if count > 1 {
+        rules.push(choose(1));
     }
+    ChainDefinition { chain: Chain::Spread(kind, policy, count), rules }
 }
 
 /// The chains of a service port with session affinity.
