@@ -287,7 +287,8 @@ fn host_ports(spec: &Value) -> Vec<(String, u16)> {
     each_port(spec).filter_map(one).collect()
 }
 
-fn references(spec: &Value) -> HashSet<(Kind, String)> {
+/// What a pod spec refers to.
+pub fn references(spec: &Value) -> HashSet<(Kind, String)> {
     let mut out = HashSet::new();
     let mut add = |kind, name: &str| {
         if !name.is_empty() {

@@ -2,11 +2,13 @@
 
 mod authenticate;
 mod authorize;
-pub mod node;
+mod node;
+mod restriction;
 mod token;
 
 pub use authenticate::{ClientCertificate, anonymous_allowed, authenticate};
 pub use authorize::{Attributes, Decision, authorize};
+pub use restriction::restrict;
 pub use token::{Claims, ISSUER, Tokens};
 
 /// A user, as every authenticator names one.

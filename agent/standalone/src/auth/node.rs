@@ -1,12 +1,9 @@
-//! What a node may do: the Node authorizer and the admission plugin NodeRestriction in one.
+//! What a node may do: the Node authorizer.
 //!
 //! A node reads what the pods bound to it refer to and writes itself, its lease, its pods' status. Everything else is refused
 //! with the reason that the real authorizer gives.
 
-use serde_json::Value;
-
 use super::{Attributes, Decision, User};
-use crate::object::{self, text_at};
 use crate::registry::Registry;
 use crate::resource::Kind;
 use crate::selector;
@@ -162,48 +159,4 @@ fn lease(node: &str, a: &Attributes) -> Decision {
         }
         _ => deny("can only get, create, update, patch, or delete a node lease"),
     }
-}
-
-/// NodeRestriction: what the authorizer cannot see because it stands in the body.
-///
-/// # Errors
-/// The reason.
-pub fn restrict(node: &str, a: &Attributes, body: &Value) -> Result<(), String> {
-    match (a.verb.as_str(), a.resource.as_str(), a.subresource.as_str()) {
-        ("create", "pods", "") => mirror_pod(node, body),
-        ("create", "nodes", "") if object::name(body) != node => {
-            Err(format!("node \"{node}\" is not allowed to modify node \"{}\"", object::name(body)))
-        }
-        ("create", "leases", "") if object::name(body) != node => {
-            Err(format!("can only access node lease with the same name as the requesting node (\"{node}\")"))
-        }
-        ("create" | "update" | "patch", "nodes", _) => own_labels(body),
-        _ => Ok(()),
-    }
-}
-
-fn mirror_pod(node: &str, pod: &Value) -> Result<(), String> {
-    if text_at(pod, &["metadata", "annotations", "kubernetes.io/config.mirror"]).is_empty() {
-        return Err(format!(
-            "pod does not have \"kubernetes.io/config.mirror\" annotation, node \"{node}\" can only create mirror pods"
-        ));
-    }
-    if text_at(pod, &["spec", "nodeName"]) != node {
-        return Err(format!("node \"{node}\" can only create pods with spec.nodeName set to itself"));
-    }
-    let account = text_at(pod, &["spec", "serviceAccountName"]);
-    if !account.is_empty() {
-        return Err(format!("node \"{node}\" can not create pods that reference a service account"));
-    }
-    Ok(())
-}
-
-fn own_labels(body: &Value) -> Result<(), String> {
-    let forbidden = |key: &String| {
-        let prefix = key.split_once('/').map_or("", |(p, _)| p);
-        prefix == "node-restriction.kubernetes.io" || prefix.ends_with(".node-restriction.kubernetes.io")
-    };
-    let labels = object::at(body, &["metadata", "labels"]).as_object();
-    let bad: Vec<&String> = labels.into_iter().flat_map(|l| l.keys()).filter(|k| forbidden(k)).collect();
-    if bad.is_empty() { Ok(()) } else { Err(format!("is not allowed to set the following labels: {bad:?}")) }
 }

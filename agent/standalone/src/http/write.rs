@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::body::{self, Mode};
 use super::dispatch::Context;
 use super::{Response, events_v1, read, respond};
-use crate::auth::node;
+use crate::auth;
 use crate::object;
 use crate::patch::{self, Format};
 use crate::registry::{DeleteOptions, Deleted, Target, WriteOptions};
@@ -22,11 +22,10 @@ fn options(mode: Mode) -> WriteOptions {
 }
 
 /// NodeRestriction looks at what a node sends.
-fn restrict(context: &Context<'_>, api: &ApiResource, object: &Value) -> ApiResult<()> {
+fn restrict(context: &Context<'_>, api: &ApiResource, old: &Value, new: &Value) -> ApiResult<()> {
     let Some(name) = context.user.node() else { return Ok(()) };
-    let shown = object::name(object);
-    node::restrict(name, &context.request.attributes(), object)
-        .map_err(|why| ApiError::forbidden(api, shown, &why))
+    auth::restrict(name, &context.request.attributes(), old, new)
+        .map_err(|why| ApiError::forbidden(api, object::name(new), &why))
 }
 
 fn finish(mut response: Response, warnings: &[String]) -> Response {
@@ -49,7 +48,7 @@ pub async fn create(context: &Context<'_>, api: &'static ApiResource, body: Inco
     if events_v1::applies(api) {
         events_v1::to_stored(&mut object);
     }
-    restrict(context, api, &object)?;
+    restrict(context, api, &Value::Null, &object)?;
     let stored = context.app.registry.create(api, &context.request.namespace, object, options(mode))?;
     Ok(finish(read::one(context, api, StatusCode::CREATED, &stored)?, &warnings))
 }
@@ -73,7 +72,6 @@ pub async fn update(context: &Context<'_>, api: &'static ApiResource, body: Inco
     if events_v1::applies(api) {
         events_v1::to_stored(&mut object);
     }
-    restrict(context, api, &object)?;
     if api.namespaced && object::namespace(&object).is_empty() {
         object::metadata(&mut object).insert("namespace".into(), context.request.namespace.as_str().into());
     }
@@ -84,6 +82,7 @@ pub async fn update(context: &Context<'_>, api: &'static ApiResource, body: Inco
     let (status, stored) = match (updated, object) {
         // These kinds may be made by an update (`AllowCreateOnUpdate`).
         (Err(error), Some(new)) if error.code == 404 && creates_on_update(api.kind) => {
+            restrict(context, api, &Value::Null, &new)?;
             (StatusCode::CREATED, registry.create(api, &context.request.namespace, new, options(mode))?)
         }
         (updated, _) => (StatusCode::OK, updated?),
@@ -121,7 +120,7 @@ pub async fn patch(context: &Context<'_>, api: &'static ApiResource, body: Incom
         if events_v1::applies(api) {
             events_v1::to_stored(&mut new);
         }
-        restrict(context, api, &new)?;
+        restrict(context, api, old, &new)?;
         Ok(new)
     };
     let stored = context.app.registry.update(target(context, api), options(mode), change)?;
@@ -152,14 +151,14 @@ fn apply(context: &Context<'_>, api: &'static ApiResource, mode: Mode, bytes: &[
     let request = &context.request;
     let updated = registry.update(target(context, api), options(mode), |old| {
         let new = patch::server_side(applier, old, &config)?;
-        restrict(context, api, &new)?;
+        restrict(context, api, old, &new)?;
         Ok(new)
     });
     let (status, stored) = match updated {
         Err(error) if error.code == 404 && request.subresource.is_empty() => {
             let mut new = patch::server_side(applier, &Value::Null, &config)?;
             object::metadata(&mut new).insert("name".into(), request.name.as_str().into());
-            restrict(context, api, &new)?;
+            restrict(context, api, &Value::Null, &new)?;
             (StatusCode::CREATED, registry.create(api, &request.namespace, new, options(mode))?)
         }
         other => (StatusCode::OK, other?),

@@ -81,7 +81,7 @@ pub fn prepare_update(
     causes.extend(meta::validate(api, new));
     match (api.kind, part) {
         (Kind::Pod, Part::Main) => pod::update(old, new, &mut causes),
-        (Kind::Pod, Part::Status) => pod::update_status(old, new),
+        (Kind::Pod, Part::Status) => pod::update_status(old, new, &mut causes),
         (Kind::Service, Part::Main) => service::update(registry, old, new, &mut causes)?,
         (Kind::Namespace, Part::Main) => simple::namespace_update(old, new),
         (Kind::Node, Part::Main) => simple::node_update(old, new, &mut causes),

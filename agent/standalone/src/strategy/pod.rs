@@ -78,7 +78,8 @@ fn allow(old: &Value, allowed: &mut Value, key: &str, when: impl Fn(&Value) -> b
 }
 
 /// A status update keeps what only the server decides.
-pub fn update_status(old: &Value, new: &mut Value) {
+pub fn update_status(old: &Value, new: &mut Value, causes: &mut Vec<Cause>) {
+    check_transitions(old, new, causes);
     let status = object::map_mut(new, "status");
     if let Some(class) = old["status"].get("qosClass") {
         status.insert("qosClass".into(), class.clone());
@@ -92,6 +93,38 @@ pub fn update_status(old: &Value, new: &mut Value) {
         Value::Null => object::metadata(new).remove("ownerReferences"),
         owners => object::metadata(new).insert("ownerReferences".into(), owners.clone()),
     };
+}
+
+/// A container that ended and is not to be restarted stays ended.
+fn check_transitions(old: &Value, new: &Value, causes: &mut Vec<Cause>) {
+    let policy = text(&old["spec"], "restartPolicy");
+    if policy == "Always" {
+        return;
+    }
+    let sidecar = |name: &str| {
+        items(&old["spec"], "initContainers")
+            .iter()
+            .any(|c| text(c, "name") == name && text(c, "restartPolicy") == "Always")
+    };
+    for (list, skip_sidecars) in [("containerStatuses", false), ("initContainerStatuses", true)] {
+        for before in items(&old["status"], list) {
+            let name = text(before, "name");
+            let ended = at(before, &["state", "terminated"]);
+            if ended.is_null()
+                || policy == "OnFailure" && ended["exitCode"] != 0
+                || skip_sidecars && sidecar(name)
+            {
+                continue;
+            }
+            let now = items(&new["status"], list).iter().position(|s| text(s, "name") == name);
+            if let Some(i) =
+                now.filter(|&i| at(&items(&new["status"], list)[i], &["state", "terminated"]).is_null())
+            {
+                let field = format!("status.{list}[{i}].state");
+                causes.push(Cause::forbidden(field, "may not be transitioned to non-terminated state"));
+            }
+        }
+    }
 }
 
 /// The quality of service class of a pod spec: Guaranteed, Burstable or BestEffort.
@@ -152,6 +185,18 @@ mod tests {
                 .starts_with("Forbidden: pod updates may not change fields other than `spec.containers")
         );
         assert!(causes[0].message.ends_with("changed: spec.hostNetwork"), "{}", causes[0].message);
+    }
+
+    #[test]
+    fn a_container_that_ended_for_good_does_not_run_again() {
+        let pod = |policy: &str, state: Value| json!({"spec": {"restartPolicy": policy}, "status": {"containerStatuses": [{"name": "a", "state": state}]}});
+        let failed = json!({"terminated": {"exitCode": 1}});
+        for (policy, fine) in [("Always", true), ("OnFailure", true), ("Never", false)] {
+            let mut causes = Vec::new();
+            let mut new = pod(policy, json!({"running": {}}));
+            update_status(&pod(policy, failed.clone()), &mut new, &mut causes);
+            assert_eq!(causes.is_empty(), fine, "{policy}");
+        }
     }
 
     #[test]
