@@ -96,21 +96,19 @@ fn failed(pod: &Pod, action: &Action, error: &ActionError) -> Vec<PodEvent> {
         Action::StartContainer { id, .. } => {
             vec![event(true, "Failed", Some(&id.name), format!("Error: {}", error.message))]
         }
-        Action::CreateSandbox { .. } | Action::AttachNetwork => {
-            let message = format!("Failed to create pod sandbox: {}", error.message);
-            vec![event(true, "FailedCreatePodSandBox", None, message)]
-        }
-        Action::PrepareVolumes => vec![event(true, "FailedMount", None, error.message.clone())],
+        // The host words these errors as the event says them.
         Action::StopContainer { id } | Action::KillContainer { id } => {
-            let message = format!("error killing container: {}", error.message);
-            vec![event(true, "FailedKillPod", Some(&id.name), message)]
+            vec![event(true, error.reason, Some(&id.name), error.message.clone())]
         }
-        Action::DetachNetwork
+        Action::CreateSandbox { .. }
+        | Action::AttachNetwork
+        | Action::PrepareVolumes
+        | Action::DetachNetwork
         | Action::RemoveSandbox
         | Action::RemoveVolumes
         | Action::RemoveContainer { .. }
         | Action::RemoveRemains => {
-            vec![event(true, "FailedKillPod", None, format!("error killing pod: {}", error.message))]
+            vec![event(true, error.reason, None, error.message.clone())]
         }
         // The API server knows best why it refused, and would have to take the event too.
         Action::DeleteObject => Vec::new(),

@@ -161,6 +161,11 @@ impl<'a> Facts<'a> {
         }
     }
 
+    /// The sandbox is there with its network. The node's own network is what it is, with or without an address.
+    pub fn network_ready(&self) -> bool {
+        self.addresses().is_some() || (self.pod().spec.host_network && self.sandbox().is_some())
+    }
+
     /// When the node took the pod: what `activeDeadlineSeconds` counts from.
     pub fn start_time(&self) -> Timestamp {
         // The one that was read counts first: it never changes, and it outlives this daemon.

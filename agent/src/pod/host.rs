@@ -29,6 +29,13 @@ pub trait Host: Send + Sync + 'static {
     /// open for as long as the host lives.
     fn changes(&self, uid: &PodUid) -> watch::Receiver<u64>;
 
+    /// Keep this as the pod's snapshot, which [`Host::residents`] gives back after the next start: its object or its
+    /// status has changed in a way that matters then. Only called while the node holds something of the pod.
+    fn remember(&self, pod: &Arc<Pod>) -> impl Future<Output = ()> + Send {
+        let _ = pod;
+        std::future::ready(())
+    }
+
     /// The pods that the node still holds something of, as they were last wanted; read once at start.
     fn residents(&self) -> impl Future<Output = Vec<Arc<Pod>>> + Send;
 }

@@ -217,7 +217,7 @@ impl<H: Host, R: Reporter> Manager<H, R> {
 
     fn apply(&mut self, source: Source, pod: Arc<Pod>) {
         let uid = pod.uid().clone();
-        if self.finished.contains(&uid) {
+        if self.finished.contains(&uid) || (source == Source::Api && is_mirror(&pod)) {
             return;
         }
         if let Some(entry) = self.entries.get_mut(&uid) {
@@ -336,6 +336,11 @@ impl<H: Host, R: Reporter> Manager<H, R> {
         let view = self.entries.iter().map(|(u, e)| (u.clone(), e.handle.clone())).collect();
         self.view.send_replace(Arc::new(view));
     }
+}
+
+/// The picture that a node shows the API server of a pod from a manifest: nothing to run.
+fn is_mirror(pod: &Pod) -> bool {
+    pod.metadata.annotations.contains_key("kubernetes.io/config.mirror")
 }
 
 impl Entry {

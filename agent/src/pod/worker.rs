@@ -21,7 +21,7 @@ use super::host::Host;
 use super::plan::{Plan, plan};
 use super::reporter::Reporter;
 use super::spec::Pod;
-use super::status::PodStatus;
+use super::status::{Phase, PodStatus};
 use super::wanted::{NodeFacts, Wanted};
 
 /// The time of day; the tests have their own.
@@ -74,7 +74,7 @@ pub async fn run<H: Host, R: Reporter>(context: Context<H, R>, channels: Channel
     let changes = context.host.changes(&uid);
     let history = History::new((context.clock)());
     let flight = Flight { tasks: JoinSet::new(), keys: HashMap::new(), aborts: HashMap::new() };
-    Worker { context, channels, changes, history, flight }.run().await
+    Worker { context, channels, changes, history, flight, kept: None }.run().await
 }
 
 struct Worker<H, R> {
@@ -83,6 +83,18 @@ struct Worker<H, R> {
     changes: watch::Receiver<u64>,
     history: History,
     flight: Flight,
+    /// What the host was last asked to remember.
+    kept: Option<Kept>,
+}
+
+/// What must outlive the daemon even while no API server answers: a pod that is going, or has ended, must not come up
+/// again, and its deadline counts from its first start.
+#[derive(PartialEq, Eq)]
+struct Kept {
+    deletion: Option<Timestamp>,
+    grace: Option<Duration>,
+    phase: Phase,
+    generation: Option<i64>,
 }
 
 /// Actions being carried out. Dropping it drops them.
@@ -107,6 +119,9 @@ impl<H: Host, R: Reporter> Worker<H, R> {
             let now = (self.context.clock)();
             let plan = plan(&wanted, &observed, &self.history, &node, now);
             self.publish(&wanted.pod, &plan);
+            if observed.remains && !self.history.is_in_flight(&ActionKey::RemoveRemains) {
+                self.keep(&wanted.pod, &plan.status).await;
+            }
             self.carry_out(&wanted.pod, &plan, now);
             if plan.done {
                 info!(uid = %wanted.pod.uid(), pod = %wanted.pod, "gone");
@@ -116,6 +131,27 @@ impl<H: Host, R: Reporter> Worker<H, R> {
                 return Ended::Shutdown;
             }
         }
+    }
+
+    /// Has the host remember the pod when that matters. Nothing is lost if this is dropped half-way at shutdown: the
+    /// object is read again, or what it says follows again from what is seen.
+    async fn keep(&mut self, pod: &Arc<Pod>, status: &PodStatus) {
+        let metadata = &pod.metadata;
+        let kept = Kept {
+            deletion: metadata.deletion_timestamp,
+            grace: metadata.deletion_grace_period,
+            phase: status.phase,
+            generation: metadata.generation,
+        };
+        // What the host keeps from the sandbox's creation is enough for a pod that is coming up.
+        let coming_up = kept.phase == Phase::Pending && kept.deletion.is_none();
+        if coming_up || self.kept.as_ref() == Some(&kept) {
+            return;
+        }
+        let mut snapshot = Pod::clone(pod);
+        snapshot.status.clone_from(status);
+        self.context.host.remember(&Arc::new(snapshot)).await;
+        self.kept = Some(kept);
     }
 
     fn publish(&mut self, pod: &Arc<Pod>, plan: &Plan) {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::super::action::ActionKey;
+use super::super::action::{Action, ActionKey};
 use super::super::facts::{ContainerFacts, Facts};
 use super::super::history::later;
 use super::super::observed::Image;
@@ -107,11 +107,9 @@ fn pull_failure(facts: &Facts<'_>, image: &str) -> Option<Blocked> {
 /// The last try to start this attempt left nothing behind but its error.
 fn start_failure(facts: &Facts<'_>, container: &ContainerFacts<'_>) -> Option<Blocked> {
     let failure = facts.history.failure(&ActionKey::StartContainer(container.spec.name.clone()))?;
-    let superseded = match &failure.action {
-        super::super::action::Action::StartContainer { id, .. } => *id != container.next_attempt(),
-        _ => true,
-    };
-    (!superseded).then(|| Blocked {
+    let next = container.next_attempt();
+    let is_next = matches!(&failure.action, Action::StartContainer { id, .. } if *id == next);
+    is_next.then(|| Blocked {
         reason: failure.error.reason.to_owned(),
         message: failure.error.message.clone(),
         until: None,

@@ -23,7 +23,7 @@ pub(super) fn bring_up(draft: &mut Draft<'_, '_>) {
     if !facts.observed.volumes_ready && !draft.in_flight(&ActionKey::RemoveVolumes) {
         draft.act(Action::PrepareVolumes);
     }
-    let ready = facts.addresses().is_some() && facts.observed.volumes_ready;
+    let ready = facts.network_ready() && facts.observed.volumes_ready;
     for (container, turn) in facts.containers.iter().zip(turns(facts)) {
         match turn {
             Turn::No => {}

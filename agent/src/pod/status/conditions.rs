@@ -77,7 +77,7 @@ fn condition(facts: &Facts<'_>, kind: &str, verdict: Verdict) -> Condition {
 
 /// KEP-3085: sandbox and network are there.
 fn sandbox_ready(facts: &Facts<'_>) -> Verdict {
-    if facts.addresses().is_some() {
+    if facts.network_ready() {
         Verdict::yes()
     } else {
         Verdict { holds: false, reason: "", message: String::new() }

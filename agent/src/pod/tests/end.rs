@@ -184,7 +184,7 @@ fn what_fails_in_the_teardown_is_tried_until_it_works() {
         sim.delete(5);
         sim.seconds(600);
         assert!(!sim.is_done());
-        assert!(sim.events.contains(&format!("FailedKillPod: error killing pod: {kind} failed")));
+        assert!(sim.events.contains(&format!("FailedKillPod: {kind} failed")));
         sim.world.failing.clear();
         sim.seconds(15);
         assert!(sim.is_done() && sim.world.is_empty(), "{kind}");

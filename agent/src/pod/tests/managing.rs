@@ -115,6 +115,38 @@ async fn a_resident_that_a_source_knows_goes_on_untouched() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_pod_that_has_ended_stays_so_when_no_source_answers_after_the_next_start() {
+    let node = FakeNode::new();
+    let spec = json!({"activeDeadlineSeconds": 100});
+    let first = manage(&node, &[Source::Api]);
+    first.send(Source::Api, SourceEvent::Synced(vec![named("web", "u", &spec)])).await;
+    first.up("u").await;
+    let failed = |n: &FakeNode| n.status("u").is_some_and(|s| s.phase == Phase::Failed);
+    node.until("the deadline", failed).await;
+    rest().await;
+    first.shutdown.cancel();
+    first.task.await.unwrap();
+    let done = node.done("u").len();
+    let second = manage(&node, &[Source::Api]);
+    rest().await;
+    let after = node.done("u").split_off(done);
+    assert_eq!(after, ["RemoveVolumes"], "of which nobody can be sure");
+    assert_eq!(node.status("u").unwrap().reason, "DeadlineExceeded");
+    drop(second);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_picture_of_a_manifest_is_not_run() {
+    let node = FakeNode::new();
+    let managing = manage(&node, &[Source::Api]);
+    let mut mirror = Pod::clone(&named("web", "u", &json!({})));
+    mirror.metadata.annotations.insert("kubernetes.io/config.mirror".into(), "h".into());
+    managing.send(Source::Api, SourceEvent::Synced(vec![Arc::new(mirror)])).await;
+    rest().await;
+    assert_eq!(node.done("u"), [] as [&str; 0]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_a_later_list_no_longer_names_is_ended() {
     let node = FakeNode::new();
     let mut managing = manage(&node, &[Source::Api]);

@@ -175,6 +175,12 @@ impl Host for FakeNode {
         self.with(uid, |pod| pod.changes.subscribe())
     }
 
+    async fn remember(&self, pod: &Arc<Pod>) {
+        let mut residents = self.residents.lock().unwrap();
+        residents.retain(|p| p.uid() != pod.uid());
+        residents.push(Arc::clone(pod));
+    }
+
     async fn residents(&self) -> Vec<Arc<Pod>> {
         self.residents.lock().unwrap().clone()
     }
