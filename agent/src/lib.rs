@@ -14,5 +14,6 @@ pub mod logs;
 pub mod network;
 pub mod node;
 pub mod pod;
+pub mod server;
 pub mod shutdown;
 pub mod volume;

@@ -260,7 +260,13 @@ pub struct Pieces {
 impl Pieces {
     /// The next piece, `None` at the end. Cancel-safe: a piece not returned is not lost.
     pub async fn next(&mut self) -> Result<Option<Bytes>, ApiError> {
-        self.response.chunk().await.map_err(|e| transport(&e))
+        loop {
+            // HTTP/2 ends a stream with an empty piece, which says nothing.
+            match self.response.chunk().await.map_err(|e| transport(&e))? {
+                Some(piece) if piece.is_empty() => {}
+                other => return Ok(other),
+            }
+        }
     }
 }
 

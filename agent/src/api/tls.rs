@@ -139,6 +139,12 @@ impl ClientIdentity {
         self.current.subscribe()
     }
 
+    /// The certificate to show to a new peer.
+    pub fn newest(&self) -> Option<Arc<CertifiedKey>> {
+        self.refresh();
+        self.current.borrow().clone()
+    }
+
     /// Reads the files again if they changed since. A half-written pair is left for the next time.
     fn refresh(&self) {
         let Some(source) = &self.source else { return };
@@ -161,8 +167,7 @@ impl ClientIdentity {
 
 impl ResolvesClientCert for ClientIdentity {
     fn resolve(&self, _hints: &[&[u8]], _schemes: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
-        self.refresh();
-        self.current.borrow().clone()
+        self.newest()
     }
 
     fn has_certs(&self) -> bool {

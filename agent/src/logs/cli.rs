@@ -62,7 +62,7 @@ pub struct LogsArgs {
     pub limit_bytes: Option<u64>,
 
     /// Where the node keeps log files (podLogsDir)
-    #[arg(long, value_name = "DIR", default_value = "/var/log/pods", env = "ORLOP_POD_LOGS_DIR")]
+    #[arg(long, value_name = "DIR", default_value = "/var/log/pods")]
     pub pod_logs_dir: PathBuf,
 
     /// Where the node keeps live state of pods
@@ -282,16 +282,11 @@ mod tests {
         let dir = SandboxDir(folder.path().join("pods/u1"));
         let id = ContainerId { name: "c".into(), attempt: 0 };
         let write = |state: RecordState| {
-            let record = ContainerRecord {
-                id: id.clone(),
-                container_id: "x".into(),
-                backoff_ms: 0,
-                image: String::new(),
-                image_id: String::new(),
-                sandbox: 0,
-                log_path: PathBuf::new(),
-                state,
-            };
+            let record = serde_json::json!({
+                "id": id, "container_id": "x", "sandbox": 0, "backoff_ms": 0, "image": "", "image_id": "",
+                "log_path": "", "state": state,
+            });
+            let record: ContainerRecord = serde_json::from_value(record).expect("a record");
             fs::create_dir_all(dir.attempt(&id)).expect("made");
             fs::write(dir.record(&id), serde_json::to_vec(&record).expect("JSON")).expect("written");
         };

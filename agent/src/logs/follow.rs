@@ -43,6 +43,9 @@ pub async fn stream(request: LogRequest) -> io::Result<impl Stream<Item = io::Re
         }
     };
     let reader = blocking(move || LogReader::open(path, tail, style)).await?;
+    if follower.is_none() && reader.is_empty() {
+        return Err(io::Error::new(io::ErrorKind::NotFound, "there is no such log file"));
+    }
     let state = State { reader: Some(Box::new(reader)), follower };
     Ok(futures_util::stream::unfold(state, |mut state| async move {
         let piece = state.next().await.transpose()?;

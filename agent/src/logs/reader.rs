@@ -76,6 +76,11 @@ impl LogReader {
         Ok(reader)
     }
 
+    /// There is no file of this log at all.
+    pub fn is_empty(&self) -> bool {
+        self.files.is_empty()
+    }
+
     /// Reads on, adding output to `out` until it is a good batch.
     pub fn read(&mut self, out: &mut Vec<u8>) -> io::Result<Reached> {
         let mut chunk = vec![0; CHUNK];
