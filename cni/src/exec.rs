@@ -9,10 +9,10 @@ use std::fmt;
 use std::io::{self, Read, Write};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, killpg};
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
@@ -23,6 +23,8 @@ use crate::spec::CniError;
 
 /// More than any plugin has to say.
 const OUTPUT_BYTES: u64 = 4 * 1024 * 1024;
+/// How long output may still come after the exit.
+const AFTER_EXIT: Duration = Duration::from_secs(1);
 /// How much of what a plugin wrote goes into an error.
 const QUOTE_BYTES: usize = 512;
 
@@ -97,68 +99,93 @@ pub fn run(
         .process_group(0);
     let mut child = command.spawn().map_err(ExecError::Start)?;
     let group = Pid::from_raw(i32::try_from(child.id()).unwrap_or(i32::MAX));
-    let (events, ended) = mpsc::channel();
-    let mut stdin = child.stdin.take();
-    let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
-    let outcome = thread::scope(|scope| {
-        scope.spawn(move || {
-            // A plugin that does not read its input (VERSION) closes the pipe; that is its right.
-            let _ = stdin.take().map(|mut pipe| pipe.write_all(input));
-        });
-        spawn_reader(scope, stdout, events.clone(), Event::Stdout);
-        spawn_reader(scope, stderr, events.clone(), Event::Stderr);
-        scope.spawn(move || {
-            // WNOWAIT leaves the process to be reaped below, so its number cannot be taken by another meanwhile.
-            let _ = waitid(Id::Pid(group), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT);
-            let _ = events.send(Event::Exited);
-        });
-        let outcome = gather(&ended, timeout);
-        if outcome.is_none() {
-            let _ = killpg(group, Signal::SIGKILL);
-        }
-        outcome
-    });
+    let watched = watch(&mut child, group, input.to_vec());
+    let outcome = watched.map(|events| gather(&events, timeout));
+    if !matches!(outcome, Ok(Some(_))) {
+        let _ = killpg(group, Signal::SIGKILL);
+    }
     let status = child.wait().map_err(ExecError::Start)?;
-    match outcome {
-        Some((stdout, stderr)) => read_output(status, &stdout, &stderr),
+    match outcome.map_err(ExecError::Start)? {
+        Some(output) => read_output(status, &output.out, &output.err),
         None => Err(ExecError::TimedOut(timeout)),
     }
 }
 
 enum Event {
-    Stdout(Vec<u8>),
-    Stderr(Vec<u8>),
+    Out(Vec<u8>),
+    Err(Vec<u8>),
+    /// One of the two pipes has no writer any more.
+    Closed,
     Exited,
 }
 
-fn spawn_reader<'scope, R: Read + Send + 'scope>(
-    scope: &'scope thread::Scope<'scope, '_>,
-    pipe: Option<R>,
-    events: mpsc::Sender<Event>,
-    wrap: fn(Vec<u8>) -> Event,
-) {
-    scope.spawn(move || {
-        let mut bytes = Vec::new();
-        if let Some(pipe) = pipe {
-            let _ = pipe.take(OUTPUT_BYTES).read_to_end(&mut bytes);
-        }
-        let _ = events.send(wrap(bytes));
-    });
+/// Starts threads that feed the child and report what it does. They end with the pipes; nobody waits for them, since a
+/// process the child has left behind may keep a pipe for as long as it likes.
+fn watch(child: &mut Child, group: Pid, input: Vec<u8>) -> io::Result<mpsc::Receiver<Event>> {
+    let (events, receiver) = mpsc::channel();
+    let start = |work: Box<dyn FnOnce() + Send>| thread::Builder::new().name("cni-plugin".into()).spawn(work);
+    if let Some(mut pipe) = child.stdin.take() {
+        // A plugin that does not read its input (VERSION) closes the pipe; that is its right.
+        start(Box::new(move || drop(pipe.write_all(&input))))?;
+    }
+    if let Some(pipe) = child.stdout.take() {
+        let events = events.clone();
+        start(Box::new(move || read(pipe, &events, Event::Out)))?;
+    }
+    if let Some(pipe) = child.stderr.take() {
+        let events = events.clone();
+        start(Box::new(move || read(pipe, &events, Event::Err)))?;
+    }
+    start(Box::new(move || {
+        // WNOWAIT leaves the process to be reaped by the caller, so its number cannot be taken by another meanwhile.
+        let _ = waitid(Id::Pid(group), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT);
+        let _ = events.send(Event::Exited);
+    }))?;
+    Ok(receiver)
 }
 
-/// Waits for both outputs and the exit; `None` when time is up first.
-fn gather(events: &mpsc::Receiver<Event>, timeout: Duration) -> Option<(Vec<u8>, Vec<u8>)> {
-    let deadline = std::time::Instant::now() + timeout;
-    let (mut out, mut err, mut exited) = (None, None, false);
-    while out.is_none() || err.is_none() || !exited {
-        let left = deadline.saturating_duration_since(std::time::Instant::now());
-        match events.recv_timeout(left).ok()? {
-            Event::Stdout(bytes) => out = Some(bytes),
-            Event::Stderr(bytes) => err = Some(bytes),
-            Event::Exited => exited = true,
+fn read(pipe: impl Read, events: &mpsc::Sender<Event>, wrap: fn(Vec<u8>) -> Event) {
+    let mut pipe = pipe.take(OUTPUT_BYTES);
+    let mut buffer = vec![0; 8192];
+    loop {
+        match pipe.read(&mut buffer) {
+            Ok(len) if len > 0 => {
+                if events.send(wrap(buffer[..len].to_vec())).is_err() {
+                    return;
+                }
+            }
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            _ => break,
         }
     }
-    Some((out?, err?))
+    let _ = events.send(Event::Closed);
+}
+
+#[derive(Default)]
+struct Output {
+    out: Vec<u8>,
+    err: Vec<u8>,
+}
+
+/// Waits for both outputs and the exit; `None` when time is up before the exit. What a plugin has to say it has said
+/// when it exits, so for pipes that others still hold there is only a short patience.
+fn gather(events: &mpsc::Receiver<Event>, timeout: Duration) -> Option<Output> {
+    let mut deadline = Instant::now() + timeout;
+    let mut output = Output::default();
+    let (mut open, mut exited) = (2, false);
+    while open > 0 || !exited {
+        match events.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            Ok(Event::Out(mut bytes)) => output.out.append(&mut bytes),
+            Ok(Event::Err(mut bytes)) => output.err.append(&mut bytes),
+            Ok(Event::Closed) => open -= 1,
+            Ok(Event::Exited) => {
+                exited = true;
+                deadline = deadline.min(Instant::now() + AFTER_EXIT);
+            }
+            Err(_) => break,
+        }
+    }
+    exited.then_some(output)
 }
 
 fn read_output(status: ExitStatus, stdout: &[u8], stderr: &[u8]) -> Result<Value, ExecError> {
@@ -242,10 +269,23 @@ mod tests {
     #[test]
     fn a_hanging_plugin_is_killed_with_what_it_started() {
         let dir = tempfile::tempdir().unwrap();
-        let path = script(dir.path(), &format!("sleep 1000 & echo $! > {}/pid; wait", dir.path().display()));
+        let fifo = dir.path().join("fifo");
+        nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let path = script(dir.path(), &format!("sleep 1000 9>{} & wait", fifo.display()));
+        // Reading ends when the last writer, the grandchild, is dead.
+        let reader = thread::spawn(move || std::fs::read(fifo).unwrap());
         let error = run(&path, &BTreeMap::new(), b"", Duration::from_millis(500)).unwrap_err();
         assert!(matches!(error, ExecError::TimedOut(_)), "{error}");
-        // The readers end only when every holder of the pipes is gone, so the grandchild is dead by now.
+        assert_eq!(reader.join().unwrap(), b"");
+    }
+
+    #[test]
+    fn what_a_plugin_leaves_behind_holds_nobody_up() {
+        // It keeps the pipes, in a process group of its own, for longer than anybody here has patience.
+        let value = run_script("setsid sleep 5 & echo '{}'", LONG).unwrap();
+        assert_eq!(value, serde_json::json!({}));
+        let error = run_script("setsid sleep 5 & exec sleep 5", Duration::from_millis(200)).unwrap_err();
+        assert!(matches!(error, ExecError::TimedOut(_)), "{error}");
     }
 
     #[test]

@@ -271,3 +271,31 @@ fn a_router_s_advertisements_are_still_heard() {
     assert_eq!(world.node.sh("cat /proc/sys/net/ipv6/conf/up0/accept_ra").trim(), "2");
     assert_eq!(world.node.sh("cat /proc/sys/net/ipv6/conf/all/forwarding").trim(), "1");
 }
+
+#[test]
+fn other_pod_ranges_are_for_new_pods_only() {
+    if !root() {
+        return;
+    }
+    let world = World::new();
+    let (a, b) = (Ns::new(), Ns::new());
+    world.node.run(|| {
+        let runtime = world.runtime(RANGE);
+        let first = runtime.add(&attachment("a", &a)).unwrap().ips[0];
+        runtime.set_fallback(world.network(&["10.244.9.0/24"]).to_list()).unwrap();
+        let second = runtime.add(&attachment("b", &b)).unwrap().ips[0];
+        assert_eq!((first.to_string(), second.to_string()), ("10.244.1.2".into(), "10.244.9.2".into()));
+        b.serve_tcp("0.0.0.0:80");
+        world.outside.serve_tcp("0.0.0.0:82");
+        assert!(a.ask_tcp(socket(second, 80)).is_ok());
+        for pod in [&a, &b] {
+            assert_eq!(pod.ask_tcp(socket(OUTSIDE_IP, 82)), Ok(NODE_IP.into()));
+        }
+        runtime.del(&attachment("a", &a)).unwrap();
+        runtime.del(&attachment("b", &b)).unwrap();
+        runtime.settle();
+        assert_leases(&world, 0);
+        runtime.gc(&[]).unwrap();
+        assert_eq!(world.rules(), "");
+    });
+}

@@ -187,21 +187,22 @@ impl Channel {
         Ok(found)
     }
 
-    /// How many chains a table has.
+    /// The names of a table's chains.
     ///
     /// # Errors
     /// As the kernel answers.
-    pub fn chains(&mut self, table: &str) -> Result<usize, NetlinkError> {
+    pub fn chains(&mut self, table: &str) -> Result<HashSet<String>, NetlinkError> {
         let what = format!("list the chains of table {table}");
         let mut found = HashSet::new();
         let named = [table.as_bytes(), &[0]].concat();
         self.dump_frames(&what, &message(GET_CHAIN, Vec::new()), |frame| {
             let parts: Vec<_> = attributes(frame).collect();
             if parts.iter().any(|(kind, value)| *kind == 1 && *value == named) {
-                found.extend(parts.into_iter().find(|(kind, _)| *kind == 3).map(|(_, name)| name));
+                let name = parts.into_iter().find(|(kind, _)| *kind == 3).map(|(_, name)| name);
+                found.extend(name.map(|n| String::from_utf8_lossy(&n).trim_end_matches('\0').to_owned()));
             }
         })?;
-        Ok(found.len())
+        Ok(found)
     }
 
     /// The elements of a set.

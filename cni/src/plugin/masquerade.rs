@@ -12,7 +12,7 @@ use crate::netlink::{Batch, Family, Rule};
 use crate::nodes::{declare_sets, nodes_set, pods_set};
 use crate::spec::{CniError, IpConfig};
 
-use super::conf::{Conf, Ipam};
+use super::conf::Conf;
 use super::{Plugin, names, ports};
 
 const HOOK_POSTROUTING: u32 = 4;
@@ -40,15 +40,11 @@ impl Plugin {
 
     /// Removes what this network has in the table, and the table when nothing else is in it.
     pub(super) fn forget_network(&self, conf: &Conf) -> Result<(), CniError> {
-        let Ipam::Own { sets, .. } = &conf.ipam else { return Ok(()) };
-        let subnets: BTreeSet<IpNet> = sets.iter().flatten().map(|r| r.subnet).collect();
         self.with_netfilter(|channel| {
             let mut batch = Batch::new(&conf.table);
-            for subnet in subnets {
-                let name = chain_name(&conf.network, subnet);
-                if channel.chain_comment(&conf.table, &name)?.is_some() {
-                    batch.delete_chain(&name);
-                }
+            // By name, not by configuration: the network may have had other ranges before.
+            for name in channel.chains(&conf.table)?.iter().filter(|name| is_chain_of(&conf.network, name)) {
+                batch.delete_chain(name);
             }
             channel.commit(&format!("forget the rules of network {}", conf.network), batch)?;
             ports::forget_empty_table(channel, &conf.table)
@@ -59,6 +55,13 @@ impl Plugin {
 fn chain_name(network: &str, subnet: IpNet) -> String {
     let subnet = subnet.to_string().replace('/', "-").replace(':', "_");
     format!("masquerade-{network}-{subnet}")
+}
+
+/// Whether [`chain_name`] made this name for this network.
+fn is_chain_of(network: &str, name: &str) -> bool {
+    let subnet = name.strip_prefix("masquerade-").and_then(|n| n.strip_prefix(network)?.strip_prefix('-'));
+    let parts = subnet.and_then(|s| s.rsplit_once('-'));
+    parts.is_some_and(|(ip, len)| format!("{}/{len}", ip.replace('_', ":")).parse::<IpNet>().is_ok())
 }
 
 fn comment(conf: &Conf, subnet: IpNet) -> String {
@@ -90,4 +93,20 @@ fn replace_chain(conf: &Conf, subnet: IpNet, name: &str, comment: &str) -> Batch
     batch.rule(name, &Rule::new().destination_in(family, pods_set(family)).ret());
     batch.rule(name, &Rule::new().source(subnet).masquerade());
     batch
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_network_knows_its_own_chains() {
+        for subnet in ["10.244.1.0/24", "fd00:244::/64"] {
+            let name = chain_name("a", subnet.parse().unwrap());
+            assert!(is_chain_of("a", &name), "{name}");
+            assert!(!is_chain_of("b", &name) && !is_chain_of("a-b", &name));
+            assert!(!is_chain_of("a", &chain_name("a-b", subnet.parse().unwrap())));
+        }
+        assert!(!is_chain_of("a", "host-ports"));
+    }
 }

@@ -210,7 +210,7 @@ pub(super) fn forget_empty_table(channel: &mut Channel, table: &str) -> Result<(
         }
         unless(channel.commit("remove the chains for host ports", batch), &[Errno::ENOENT, Errno::EBUSY])?;
     }
-    if channel.chains(table)? == 0 && crate::nodes::sets_are_empty(channel, table)? {
+    if channel.chains(table)?.is_empty() && crate::nodes::sets_are_empty(channel, table)? {
         let mut batch = Batch::new(table);
         batch.delete_table();
         unless(channel.commit(&format!("remove table {table}"), batch), &[Errno::ENOENT])?;

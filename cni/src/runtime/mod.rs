@@ -122,6 +122,7 @@ pub struct Runtime {
     plugin: Plugin,
     cache: Cache,
     gate: Gate,
+    fallback: RwLock<Option<NetworkList>>,
     current: RwLock<Result<Arc<NetworkList>, LoadError>>,
 }
 
@@ -133,6 +134,7 @@ impl Runtime {
             plugin: Plugin::in_process(&config.state_dir),
             cache: Cache::new(&config.cache_dir),
             gate: Gate::default(),
+            fallback: RwLock::new(config.fallback.clone()),
             current: RwLock::new(Err(LoadError::Nothing(config.conf_dir.clone()))),
             config,
         }
@@ -144,7 +146,10 @@ impl Runtime {
     /// There is no usable one; ADD fails with the same error until the next successful load.
     pub fn load(&self) -> Result<Arc<NetworkList>, LoadError> {
         let loaded = match load_directory(&self.config.conf_dir) {
-            Err(LoadError::Nothing(dir)) => self.config.fallback.clone().ok_or(LoadError::Nothing(dir)),
+            Err(LoadError::Nothing(dir)) => {
+                let fallback = self.fallback.read().unwrap_or_else(PoisonError::into_inner).clone();
+                fallback.ok_or(LoadError::Nothing(dir))
+            }
             other => other,
         };
         let loaded = loaded.map(Arc::new);
@@ -152,12 +157,13 @@ impl Runtime {
         loaded
     }
 
-    /// Replaces the configuration that is used while the directory holds none, and loads.
+    /// Replaces the configuration that is used while the directory holds none (the node got other pod ranges), and
+    /// loads. Attachments that exist are not touched.
     ///
     /// # Errors
     /// As [`Runtime::load`].
-    pub fn set_fallback(&mut self, fallback: Option<NetworkList>) -> Result<Arc<NetworkList>, LoadError> {
-        self.config.fallback = fallback;
+    pub fn set_fallback(&self, fallback: Option<NetworkList>) -> Result<Arc<NetworkList>, LoadError> {
+        *self.fallback.write().unwrap_or_else(PoisonError::into_inner) = fallback;
         self.load()
     }
 

@@ -119,7 +119,7 @@ fn without_a_configuration_nothing_is_ready_until_one_appears() {
 
 #[test]
 fn the_fallback_is_used_only_while_the_directory_is_empty() {
-    let mut setup = Setup::new(&[("one", GOOD)]);
+    let setup = Setup::new(&[("one", GOOD)]);
     let fallback =
         DefaultNetwork { pod_cidrs: vec!["10.9.0.0/24".parse().unwrap()], ..DefaultNetwork::default() };
     assert_eq!(setup.runtime.set_fallback(fallback.to_list()).unwrap().name, "n");
