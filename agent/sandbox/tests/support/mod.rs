@@ -120,13 +120,9 @@ impl Plan {
             socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).unwrap();
         // The shell puts the socket where the daemon would: at descriptor 3, with nothing at 0.
         let supervisor = Command::new("/bin/sh")
-            .args([
-                "-c",
-                r#"exec 3<&0 </dev/null; exec "$@""#,
-                "sh",
-                env!("CARGO_BIN_EXE_orlop-sandbox"),
-                "--dir",
-            ])
+            .args(["-c", r#"exec 3<&0 </dev/null; exec "$@""#, "sh"])
+            .arg(std::env::var_os("ORLOP_SANDBOX").unwrap_or(env!("CARGO_BIN_EXE_orlop-sandbox").into()))
+            .arg("--dir")
             .arg(&dir.0)
             .args(["--pod", "default/pod"])
             .stdin(Stdio::from(theirs))
