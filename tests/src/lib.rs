@@ -12,6 +12,7 @@ pub mod image;
 pub mod leftovers;
 pub mod manifest;
 pub mod node;
+pub mod stats;
 
 /// Why a test cannot run here, if it cannot: printed as `SKIP <reason>` and counted by the runner.
 pub fn cannot_run() -> Option<&'static str> {

@@ -6,7 +6,7 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -14,6 +14,8 @@ use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 use nix::unistd::Pid;
 
+use crate::device::{self, DeviceRule};
+use crate::sys::bpf;
 use crate::sys::process::signal;
 
 /// How often a v1 cgroup is read and killed before one call gives up; each round kills what the round before forked.
@@ -258,6 +260,14 @@ fn rmdir(directory: &Path) -> Result<(), Errno> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)),
     }
+}
+
+/// Lets the processes of a version 2 cgroup, given by its directory, use only the devices that the rules allow.
+pub fn guard_devices(directory: &Path, rules: &[DeviceRule]) -> Result<(), Errno> {
+    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let cgroup = open(directory, flags, Mode::empty())?;
+    let program = bpf::load_device_program(&device::program(rules))?;
+    bpf::attach_device_program(cgroup.as_fd(), program.as_fd())
 }
 
 /// Whether a path can name a cgroup: absolute, and made of ordinary names alone.

@@ -103,7 +103,13 @@ pub fn program(rules: &[DeviceRule]) -> Vec<Instruction> {
     ];
     // From the last rule to the first: the first that matches then decides.
     for rule in rules.iter().rev() {
-        program.extend(one(rule));
+        let code = one(rule);
+        let matches_everything = code.len() == answer(false).len();
+        program.extend(code);
+        if matches_everything {
+            // The kernel refuses a program with instructions that are never reached.
+            return program;
+        }
     }
     program.extend(answer(false));
     program

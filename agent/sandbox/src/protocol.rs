@@ -105,15 +105,18 @@ pub struct SandboxConfig {
     /// One pid namespace for all containers, with a reaper as PID 1 (`shareProcessNamespace`).
     #[serde(default)]
     pub shared_pid: bool,
-    /// Size of the pod's `/dev/shm` in bytes, mounted at `<dir>/shm` in the supervisor's mount namespace.
+    /// Size of the pod's `/dev/shm` in bytes, mounted at `<dir>/shm` in the supervisor's mount namespace. Not mounted
+    /// with `host_ipc`: such containers get the node's.
     pub shm_bytes: u64,
-    /// Sysctls of the pod's namespaces, dotted or slashed names.
+    /// Sysctls of the pod's namespaces, dotted or slashed names. One that does not belong to a namespace of this pod
+    /// fails the sandbox.
     #[serde(default)]
     pub sysctls: BTreeMap<String, String>,
     /// tmpfs mounts to make in the supervisor's mount namespace before anything else (memory-backed emptyDir).
     #[serde(default)]
     pub tmpfs: Vec<TmpfsMount>,
-    /// `cgroup.procs` files to enter (one on cgroup v2, one for each hierarchy on v1); made by the daemon.
+    /// `cgroup.procs` files to enter (one on cgroup v2, one for each hierarchy on v1); made by the daemon. On v2 it must
+    /// be a leaf beside the containers' cgroups: a cgroup with processes of its own cannot hand controllers down.
     pub cgroup_procs: Vec<PathBuf>,
     /// Where `libcontainer` keeps its state.
     pub state_dir: PathBuf,
@@ -205,7 +208,9 @@ pub enum Call {
     Shutdown,
 }
 
-/// How to start a container. The OCI spec is `config.json` in the attempt's directory, written by the daemon.
+/// How to start a container. The OCI spec is `config.json` in the attempt's directory, written by the daemon; what the
+/// supervisor overrides in it is listed in `launch::spec`. `linux.namespaces` lists `mount`, `cgroup` and, unless the
+/// pod has `hostPID`, `pid`, all without a path; `linux.cgroupsPath` is absolute, below the pod's cgroup.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StartContainer {
     /// Which attempt.

@@ -22,6 +22,7 @@ use super::executor::Launcher;
 use super::report::{Report, send};
 use super::spec::{self, Filling, Process, SpecError};
 use super::{Site, cannot_create, details, enter_helper, in_full, named};
+use crate::cgroup::guard_devices;
 use crate::device;
 use crate::protocol::{Failure, StartContainer};
 use crate::record::{read_json, write_json};
@@ -147,12 +148,8 @@ impl Job<'_> {
         let path = spec::cgroups_path(spec).map_err(|error| cannot_create(in_full(&error)))?;
         let rules = spec::device_rules(spec).map_err(|error| cannot_create(in_full(&error)))?;
         let directory = self.site.hierarchies.tracking_directory(&path).unwrap_or(path);
-        let refuse = |errno: Errno| named("attach device program to", &directory, &errno);
-        let cgroup = open(&directory, OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
-            .map_err(refuse)?;
-        let program =
-            sys::bpf::load_device_program(&device::program(&device::with_usual(rules))).map_err(refuse)?;
-        sys::bpf::attach_device_program(cgroup.as_fd(), program.as_fd()).map_err(refuse)
+        guard_devices(&directory, &device::with_usual(rules))
+            .map_err(|errno| named("attach device program to", &directory, &errno))
     }
 }
 

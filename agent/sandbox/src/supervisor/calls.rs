@@ -16,6 +16,11 @@ pub(super) fn not_running(id: &ContainerId) -> Failure {
     Failure { kind: FailureKind::NotRunning, message: format!("container {id} is not running") }
 }
 
+/// 0 only asks; 64 is the last real-time signal.
+fn check_signal(number: i32) -> Result<(), Failure> {
+    if (0..=64).contains(&number) { Ok(()) } else { Err(bad_request(format_args!("{number} is no signal"))) }
+}
+
 impl Supervisor {
     pub(super) fn call(&mut self, connection: u32, request: Request, fds: Vec<OwnedFd>) {
         let caller = Caller { connection, request: request.id };
@@ -29,13 +34,13 @@ impl Supervisor {
             }
             Call::Start(start) => self.start(caller, &start),
             Call::Signal { id, signal, all } => {
-                let result = self.signal(&id, signal, all);
+                let result = check_signal(signal).and_then(|()| self.signal(&id, signal, all));
                 self.answer(caller, result, None);
             }
             Call::Remove { id } => self.remove(caller, &id),
             Call::Exec(exec) => self.exec(caller, &exec, fds),
             Call::ExecSignal { exec_id, signal } => {
-                let result = self.exec_signal(exec_id, signal);
+                let result = check_signal(signal).and_then(|()| self.exec_signal(exec_id, signal));
                 self.answer(caller, result, None);
             }
             Call::Shutdown => self.shut_down(caller),

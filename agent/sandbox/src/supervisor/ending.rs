@@ -17,7 +17,6 @@ use crate::rootfs::unmount_root;
 use crate::sys::process::signal;
 
 use super::calls::bad_request;
-use super::launches::Purpose;
 use super::{Caller, Supervisor, warn};
 
 const RETRY: Duration = Duration::from_millis(10);
@@ -117,16 +116,12 @@ impl Supervisor {
 
     pub(super) fn shut_down(&mut self, caller: Caller) {
         self.ending.get_or_insert_default().push(caller);
-        for (index, container) in &self.containers {
+        for container in self.containers.values() {
             if let Some(cgroup) = &container.cgroup {
                 self.site.hierarchies.kill(cgroup);
             }
-            let starting = || self.helper_of(Purpose::Container(*index));
-            if let Some(pid) = container.pid().or_else(starting) {
-                // Gone already: then its end is about to be handled.
-                let _ = signal(pid, libc::SIGKILL);
-            }
         }
+        self.kill_running();
     }
 
     /// Goes on with the end, if it has begun. True when nothing is left and everybody has been told.
@@ -134,7 +129,7 @@ impl Supervisor {
         if self.ending.is_none() || !self.launches.is_empty() {
             return false;
         }
-        self.kill_what_started_late();
+        self.kill_running();
         if self.containers.values().any(|one| !one.record.state.is_over()) {
             return false;
         }
@@ -156,9 +151,11 @@ impl Supervisor {
         true
     }
 
-    /// A helper may have succeeded in the moment the end began.
-    fn kill_what_started_late(&self) {
+    /// Helpers under way are left to finish, since what they have made could not be found otherwise; what they started
+    /// is killed then.
+    fn kill_running(&self) {
         for pid in self.containers.values().filter_map(super::containers::Container::pid) {
+            // Gone already: then its end is about to be handled.
             let _ = signal(pid, libc::SIGKILL);
         }
     }

@@ -7,6 +7,7 @@ use nix::unistd::Pid;
 
 use crate::launch::report::{Received, Report, receive};
 use crate::protocol::{Failure, FailureKind};
+use crate::sys::process::Ended;
 
 use super::{Supervisor, Token, warn};
 
@@ -89,9 +90,35 @@ impl Supervisor {
         self.launches.insert(index, Launch { purpose, channel, helper, outcome: Outcome::default() });
     }
 
-    /// The helper under way for a purpose.
-    pub(super) fn helper_of(&self, purpose: Purpose) -> Option<Pid> {
-        self.launches.values().find(|launch| launch.purpose == purpose).map(|launch| launch.helper)
+    pub(super) fn launch_of(&self, helper: Pid) -> Option<u32> {
+        self.launches.iter().find(|(_, one)| one.helper == helper).map(|(index, _)| *index)
+    }
+
+    /// A helper has been reaped. One that was killed (by the OOM killer, say) before it had said anything may leave a
+    /// process behind that waits for ever and holds the channel; so the outcome is known without the channel's end. The
+    /// process is in the container's cgroup, or about to enter it, and is killed with it.
+    pub(super) fn helper_ended(&mut self, index: u32, ended: Ended) {
+        self.read_reports(index);
+        let silent = |launch: &Launch| launch.outcome.pid.is_none() && launch.outcome.failure.is_none();
+        if let Some(launch) = self.launches.get_mut(&index)
+            && silent(launch)
+        {
+            let message = format!("the helper ended before its work: {ended:?}");
+            launch.outcome.failure = Some(Failure { kind: FailureKind::CannotCreate, message });
+            self.conclude(index);
+        }
+    }
+
+    fn conclude(&mut self, index: u32) {
+        if let Some(launch) = self.launches.remove(&index) {
+            match launch.purpose {
+                Purpose::Container(container) => self.container_launched(container, launch.outcome),
+                Purpose::Exec(exec) => self.exec_launched(exec, launch.outcome),
+            }
+        }
+        if self.launches.is_empty() {
+            self.early = Vec::new();
+        }
     }
 
     pub(super) fn read_reports(&mut self, index: u32) {
@@ -103,15 +130,7 @@ impl Supervisor {
                 Received::End => break,
             }
         }
-        if let Some(launch) = self.launches.remove(&index) {
-            match launch.purpose {
-                Purpose::Container(container) => self.container_launched(container, launch.outcome),
-                Purpose::Exec(exec) => self.exec_launched(exec, launch.outcome),
-            }
-        }
-        if self.launches.is_empty() {
-            self.early = Vec::new();
-        }
+        self.conclude(index);
     }
 
     /// The end of a process that came before its pid was known, if it has.

@@ -378,6 +378,8 @@ impl Supervisor {
             self.container_ended(index, ended);
         } else if let Some(index) = self.exec_of(pid) {
             self.exec_ended(index, ended);
+        } else if let Some(index) = self.launch_of(pid) {
+            self.helper_ended(index, ended);
         } else if Some(pid.as_raw()) == self.site.pid_ns_holder {
             self.site.pid_ns_holder = None;
             if self.ending.is_none() {

@@ -118,14 +118,16 @@ impl Plan {
         fs::write(dir.config(), serde_json::to_vec(&self.config).unwrap()).unwrap();
         let (ours, theirs) =
             socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).unwrap();
-        let supervisor = Command::new(env!("CARGO_BIN_EXE_orlop-sandbox"))
-            .arg("--dir")
-            .arg(&dir.0)
-            .args(["--pod", "default/pod"])
-            .stdin(Stdio::from(theirs))
-            .stdout(Stdio::null())
-            .spawn()
-            .unwrap();
+        let supervisor = Command::new(
+            std::env::var_os("ORLOP_SANDBOX").unwrap_or(env!("CARGO_BIN_EXE_orlop-sandbox").into()),
+        )
+        .arg("--dir")
+        .arg(&dir.0)
+        .args(["--pod", "default/pod"])
+        .stdin(Stdio::from(theirs))
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
         let client = Client::new(ours);
         Pod { dir, place: self.place, cgroup: self.cgroup, supervisor, client, cgroups: self.cgroups }
     }
