@@ -46,6 +46,7 @@ use crate::protocol::{
 };
 use crate::setup::{self, Sandbox, SetupError};
 use crate::sys::descriptor;
+use crate::sys::memory::release_free_memory;
 use crate::sys::process::{Ended, close_from, reap};
 
 use containers::Container;
@@ -244,10 +245,16 @@ impl Supervisor {
                     return ExitCode::FAILURE;
                 }
             };
+            let mut worked = false;
             for event in &events[..count] {
                 if let Some(token) = Token::decode(event.data()) {
                     self.handle(token);
+                    // Copying output is frequent and leaves nothing worth the call.
+                    worked |= !matches!(token, Token::Output(..));
                 }
+            }
+            if worked {
+                release_free_memory();
             }
             if self.advance_ending() {
                 return ExitCode::SUCCESS;
