@@ -373,7 +373,7 @@ impl Supervisor {
         } else if let Some(index) = self.exec_of(pid) {
             self.exec_ended(index, ended);
         } else if let Some(index) = self.launch_of(pid) {
-            self.helper_ended(index, ended);
+            self.helper_ended(index);
         } else if Some(pid.as_raw()) == self.site.pid_ns_holder {
             self.site.pid_ns_holder = None;
             if self.ending.is_none() {
