@@ -266,6 +266,22 @@ async fn what_a_node_owns_goes_with_it() {
 }
 
 #[tokio::test]
+async fn what_is_orphaned_on_purpose_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = start(&dir).await;
+    let client = admin(&server);
+    let maps = "/api/v1/namespaces/default/configmaps";
+    let (_, owner) = client.post(maps, &json!({"metadata": {"name": "owner"}})).await;
+    let reference =
+        json!({"apiVersion": "v1", "kind": "ConfigMap", "name": "owner", "uid": owner["metadata"]["uid"]});
+    client.post(maps, &json!({"metadata": {"name": "owned", "ownerReferences": [reference]}})).await;
+    client.delete(&format!("{maps}/owner"), &json!({"propagationPolicy": "Orphan"})).await;
+    let (status, owned) = client.get(&format!("{maps}/owned")).await;
+    assert_eq!((status, &owned["metadata"]["ownerReferences"]), (200, &json!([])));
+    server.shutdown().await;
+}
+
+#[tokio::test]
 async fn a_namespace_goes_when_its_content_is_gone() {
     cluster!(dir, server, admin, node);
     admin.post("/api/v1/namespaces", &json!({"metadata": {"name": "t"}})).await;
