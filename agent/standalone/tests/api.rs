@@ -53,6 +53,35 @@ async fn objects_survive_a_restart() {
     let server = start(&dir).await;
     let (status, found) = admin(&server).get("/api/v1/namespaces/default/configmaps/m").await;
     assert_eq!((status, &found), (200, &made));
+    let offline = orlop_standalone::node_kubeconfig(dir.path(), "n9").unwrap();
+    let (status, made) = Client::new(&offline).post("/api/v1/nodes", &node("n9")).await;
+    assert_eq!(status, 201, "{made}");
+    server.shutdown().await;
+}
+
+#[tokio::test]
+async fn other_networks_move_the_service_of_the_server() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = start(&dir).await;
+    server.shutdown().await;
+    let config = orlop_standalone::Config {
+        listen: "127.0.0.1:0".parse().unwrap(),
+        advertise: Some("::1".parse().unwrap()),
+        service_cidrs: vec!["10.7.0.0/16".parse().unwrap()],
+        ..orlop_standalone::Config::new(dir.path())
+    };
+    let server = orlop_standalone::Server::start(config).await.unwrap();
+    let kubeconfig = std::fs::read_to_string(server.admin_kubeconfig()).unwrap();
+    let local = kubeconfig.replace("[::1]", "127.0.0.1");
+    let client = Client::new(&local);
+    let (_, service) = client.get("/api/v1/namespaces/default/services/kubernetes").await;
+    assert_eq!(service["spec"]["clusterIPs"], json!(["10.7.0.1"]));
+    let (_, slice) =
+        client.get("/apis/discovery.k8s.io/v1/namespaces/default/endpointslices/kubernetes").await;
+    assert_eq!(
+        (&slice["addressType"], &slice["endpoints"][0]["addresses"]),
+        (&json!("IPv6"), &json!(["::1"]))
+    );
     server.shutdown().await;
 }
 
