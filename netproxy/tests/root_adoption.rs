@@ -166,6 +166,30 @@ fn without_owners_foreign_changes_are_heard_and_repaired() {
 }
 
 #[test]
+fn tables_without_owners_are_adopted_too_and_protected_once_that_is_wanted() {
+    require_root!();
+    let lab = Lab::new();
+    let start = |protected: bool| {
+        let open = || Netlink::open().unwrap();
+        let mut proxy =
+            lab.on_node(|| Proxy::new(config(), if protected { open() } else { open().unprotected() }));
+        proxy.apply(Event::ServicesReset(Vec::new()));
+        proxy.apply(Event::SlicesReset(Vec::new()));
+        proxy.apply(web());
+        proxy.apply(slice("web", &tcp_port(), &[A]));
+        let report = proxy.sync(SystemTime::now()).unwrap();
+        assert_eq!(pod(&lab.tcp("client", VIP, 80)), "a");
+        (report.adopted.len(), report.replaced.len(), report.added)
+    };
+    assert_eq!(start(false).1, 2);
+    assert_eq!(start(false), (2, 0, 0));
+    if lab.on_node(|| Netlink::open().unwrap().protects()) {
+        assert_eq!(start(true).1, 2, "a table that others may change is replaced by one they may not");
+        assert_eq!(start(true), (2, 0, 0));
+    }
+}
+
+#[test]
 fn a_monitor_hears_foreign_changes_and_not_its_own() {
     require_root!();
     let lab = Lab::bare();

@@ -46,6 +46,15 @@ impl Netlink {
             );
         }
         operations.push(Operation::DeleteTable(family));
+        self.try_out(operations)
+    }
+
+    /// Tries whether a table can be owned and outlive its owner.
+    pub(super) fn probe_owners(&mut self) -> Result<(), BackendError> {
+        self.try_out(vec![Operation::CreateTable(Family::V4), Operation::DeleteTable(Family::V4)])
+    }
+
+    fn try_out(&mut self, operations: Vec<Operation>) -> Result<(), BackendError> {
         let table = format!("orlop-probe-{}", self.socket.port());
         self.commit(&Transaction { table, operations })
     }
