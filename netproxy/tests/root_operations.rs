@@ -94,6 +94,7 @@ fn the_kernel_is_probed_without_a_trace_and_interfaces_are_listed() {
     for family in Family::ALL {
         netlink.probe(family).unwrap();
     }
+    assert_eq!(netlink.families(), Family::ALL);
     assert_eq!(lab.nft(&["list", "tables"]).unwrap(), "");
     let addresses = lab.on_node(|| orlop_netproxy::netlink::interface_addresses().unwrap());
     for own in [lab::NODE_IP, lab::NODE_OTHER_IP, lab::NODE_IP6, "127.0.0.1"] {
