@@ -139,10 +139,13 @@ fn warn(message: impl std::fmt::Display) {
 /// [`FIRST_CONNECTION_FD`] may be the first connection. If the sandbox cannot be made, the first request on it is
 /// answered with why.
 pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
-    let Some(dir) = parse(args) else {
+    let Some(Arguments { dir, sealed }) = parse(args) else {
         warn("usage: orlop sandbox --dir DIRECTORY [--pod NAMESPACE/NAME]");
         return ExitCode::from(2);
     };
+    if !sealed {
+        warn(format_args!("execute from a read-only mount: {}", setup::seal_program()));
+    }
     let first = descriptor::adopt_inherited(FIRST_CONNECTION_FD).map(Connection::new);
     let _ = close_from(FIRST_CONNECTION_FD as u32 + 1);
     match start(&dir) {
@@ -157,16 +160,24 @@ pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
     }
 }
 
-fn parse(mut args: impl Iterator<Item = OsString>) -> Option<SandboxDir> {
-    let mut dir = None;
+/// The command line.
+struct Arguments {
+    dir: SandboxDir,
+    sealed: bool,
+}
+
+fn parse(mut args: impl Iterator<Item = OsString>) -> Option<Arguments> {
+    let (mut dir, mut sealed) = (None, false);
     while let Some(arg) = args.next() {
         match arg.to_str()? {
             "--dir" => dir = Some(PathBuf::from(args.next()?)),
             "--pod" => drop(args.next()?),
+            setup::SEALED => sealed = true,
             _ => return None,
         }
     }
-    dir.filter(|dir| dir.is_absolute()).map(SandboxDir)
+    let dir = dir.filter(|dir| dir.is_absolute()).map(SandboxDir)?;
+    Some(Arguments { dir, sealed })
 }
 
 fn start(dir: &SandboxDir) -> Result<Supervisor, SetupError> {
@@ -407,7 +418,7 @@ mod tests {
 
     #[test]
     fn arguments_name_the_directory() {
-        let parsed = |args: &[&str]| parse(args.iter().map(OsString::from)).map(|dir| dir.0);
+        let parsed = |args: &[&str]| parse(args.iter().map(OsString::from)).map(|parsed| parsed.dir.0);
         assert_eq!(parsed(&["--dir", "/d", "--pod", "ns/p"]), Some("/d".into()));
         assert_eq!(parsed(&["--dir", "relative"]), None);
         assert_eq!(parsed(&["--dir"]), None);
