@@ -9,6 +9,7 @@
 //! name the services there are.
 
 mod build;
+mod image_gc;
 mod node;
 pub mod notify;
 pub mod services;
@@ -157,7 +158,7 @@ async fn start_node(
         config: Arc::clone(config),
         registered: registered.clone(),
         network,
-        images,
+        images: Arc::clone(&images),
         conditions,
         allocatable,
         proxy: proxy.events.clone(),
@@ -179,6 +180,7 @@ async fn start_node(
         "pod source",
         pod_source(client.clone(), config.node_name.clone(), registered.clone(), services_listed, updates),
     );
+    tasks.spawn("image garbage", image_gc::run(images, config.images.clone(), pods.clone()));
     tasks.spawn("garbage", node::collect_garbage(host, pods));
     Ok(Running { registered })
 }
