@@ -6,7 +6,8 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::str::FromStr;
 
 use crate::backend::{Backend, BackendError};
 use crate::objects::{Family, Protocol};
@@ -26,6 +27,23 @@ pub struct Query {
     pub source: Option<IpAddr>,
     /// The interface it comes in by, where pods are told by it.
     pub interface: Option<String>,
+}
+
+/// `address:port` or `address:port/protocol`, TCP when it is not said; an IPv6 address stands in brackets.
+impl FromStr for Query {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (address, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
+        let address: SocketAddr = address
+            .parse()
+            .map_err(|_| format!("{address:?} is not an address and port like 10.96.0.1:80"))?;
+        let upper = protocol.to_ascii_uppercase();
+        let protocol =
+            Protocol::parse(Some(&upper)).ok_or_else(|| format!("{protocol:?} is not tcp, udp or sctp"))?;
+        let destination = Target { address: address.ip().to_canonical(), port: address.port() };
+        Ok(Self { destination, protocol, source: None, interface: None })
+    }
 }
 
 /// The answer.
@@ -279,5 +297,22 @@ impl fmt::Display for Status {
         writeln!(f, "refused by the kernel    {}", self.quarantined)?;
         write!(f, "unusable object fields   {}", self.problems)?;
         self.chains.iter().try_for_each(|(family, count)| write!(f, "\nchains in {family:<15}{count}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn questions_are_read_from_the_command_line() {
+        let query =
+            |text: &str| text.parse::<Query>().map(|query| (query.destination.to_string(), query.protocol));
+        assert_eq!(query("10.96.0.1:80"), Ok(("10.96.0.1:80".to_owned(), Protocol::Tcp)));
+        assert_eq!(query("[fd00::1]:53/UDP"), Ok(("[fd00::1]:53".to_owned(), Protocol::Udp)));
+        assert_eq!(query("10.96.0.1:9/sctp").map(|(_, protocol)| protocol), Ok(Protocol::Sctp));
+        for wrong in ["10.96.0.1", "web:80", "10.96.0.1:80/quic", "10.96.0.1:70000", ""] {
+            assert!(query(wrong).is_err_and(|error| error.contains('"')), "{wrong}");
+        }
     }
 }

@@ -31,7 +31,8 @@ pub struct Context<'a> {
     pub node_addresses: &'a [IpAddr],
 }
 
-/// The frontends of one port in one family, the strongest claim to each address only.
+/// The frontends of one port in one family, the strongest claim to each address only. A service is in the families it
+/// has cluster addresses of (`spec.ipFamilies`), with everything else it has.
 pub fn of(
     service: &Service,
     port: &ServicePort,
@@ -54,9 +55,8 @@ pub fn of(
         }
     };
     // The API server gives at most one cluster address of each family; a second one would be nobody's.
-    for address in of_family(&service.cluster_ips).into_iter().take(1) {
-        add(Class::Allocated, vip(address), inside, Masquerade::Internal, None);
-    }
+    let Some(cluster_ip) = of_family(&service.cluster_ips).into_iter().next() else { return Vec::new() };
+    add(Class::Allocated, vip(cluster_ip), inside, Masquerade::Internal, None);
     if service.kind == ServiceKind::LoadBalancer {
         let ingress = of_family(&service.ingress);
         let sources = sources(service, family, &ingress, context.node_addresses);

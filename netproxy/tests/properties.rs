@@ -241,7 +241,7 @@ fn run(steps: &[Step]) -> (Proxy<Fake>, World) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn any_way_there_ends_where_a_fresh_start_ends(steps in prop::collection::vec(step(), 1..60)) {

@@ -10,13 +10,38 @@ use anyhow::{Context, anyhow, bail};
 use serde_json::Value;
 use tokio::sync::mpsc;
 
-/// A request on its way to the thread.
-struct Job {
-    method: reqwest::Method,
-    path: String,
-    content_type: &'static str,
-    body: Option<String>,
-    answer: std_mpsc::Sender<anyhow::Result<(u16, String)>>,
+/// Work on its way to the thread.
+enum Job {
+    /// One request, one answer.
+    Request {
+        method: reqwest::Method,
+        path: String,
+        content_type: &'static str,
+        body: Option<String>,
+        answer: std_mpsc::Sender<anyhow::Result<(u16, String)>>,
+    },
+    /// One request, an answer of many lines.
+    Watch { path: String, lines: std_mpsc::Sender<String> },
+}
+
+/// A watch; ends when dropped or when the server ends it.
+pub struct Watch {
+    lines: std_mpsc::Receiver<String>,
+}
+
+impl Watch {
+    /// Reads events until one is as wanted.
+    pub fn until(&mut self, limit: Duration, mut wanted: impl FnMut(&Value) -> bool) -> anyhow::Result<()> {
+        let end = Instant::now() + limit;
+        loop {
+            let left = end.saturating_duration_since(Instant::now());
+            let line =
+                self.lines.recv_timeout(left).with_context(|| format!("no such event within {limit:?}"))?;
+            if wanted(&serde_json::from_str(&line)?) {
+                return Ok(());
+            }
+        }
+    }
 }
 
 /// Speaks to one API server.
@@ -87,16 +112,32 @@ impl Client {
             };
             runtime.block_on(async move {
                 while let Some(job) = receiver.recv().await {
-                    let (http, url) = (http.clone(), format!("{}{}", access.server, job.path));
+                    let (http, server) = (http.clone(), access.server.clone());
                     tokio::spawn(async move {
-                        let _ =
-                            job.answer.send(send(&http, &url, job.method, job.content_type, job.body).await);
+                        match job {
+                            Job::Request { method, path, content_type, body, answer } => {
+                                let url = format!("{server}{path}");
+                                let _ = answer.send(send(&http, &url, method, content_type, body).await);
+                            }
+                            Job::Watch { path, lines } => {
+                                let _ = read_lines(&http, &format!("{server}{path}"), &lines).await;
+                            }
+                        }
                     });
                 }
             });
         })?;
         started.recv().context("the client's thread ended")??;
         Ok(Self { jobs })
+    }
+
+    /// Watches a collection from now on.
+    pub fn watch(&self, path: &str) -> anyhow::Result<Watch> {
+        let version = self.get(path)?["metadata"]["resourceVersion"].as_str().unwrap_or_default().to_owned();
+        let (lines, receiver) = std_mpsc::channel();
+        let path = format!("{path}?watch=1&resourceVersion={version}");
+        self.jobs.send(Job::Watch { path, lines }).map_err(|_| anyhow!("the client's thread ended"))?;
+        Ok(Watch { lines: receiver })
     }
 
     /// Makes a request; the status code and the body, whatever the code.
@@ -108,7 +149,7 @@ impl Client {
         body: Option<String>,
     ) -> anyhow::Result<(u16, String)> {
         let (answer, receiver) = std_mpsc::channel();
-        let job = Job { method: method.parse()?, path: path.to_owned(), content_type, body, answer };
+        let job = Job::Request { method: method.parse()?, path: path.to_owned(), content_type, body, answer };
         self.jobs.send(job).map_err(|_| anyhow!("the client's thread ended"))?;
         receiver.recv().context("the client's thread ended")?
     }
@@ -186,4 +227,22 @@ async fn send(
     let response = request.send().await?;
     let code = response.status().as_u16();
     Ok((code, response.text().await?))
+}
+
+/// Until the server or the reader has had enough.
+async fn read_lines(
+    http: &reqwest::Client,
+    url: &str,
+    lines: &std_mpsc::Sender<String>,
+) -> anyhow::Result<()> {
+    let mut response = http.get(url).timeout(Duration::from_secs(600)).send().await?;
+    let mut rest = Vec::new();
+    while let Some(chunk) = response.chunk().await? {
+        rest.extend_from_slice(&chunk);
+        while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
+            let line: Vec<u8> = rest.drain(..=end).collect();
+            lines.send(String::from_utf8(line)?)?;
+        }
+    }
+    Ok(())
 }

@@ -406,6 +406,9 @@ pub struct ContainerRecord {
     /// [`SandboxConfig::attempt`] of the sandbox it was started in.
     #[serde(default)]
     pub sandbox: u32,
+    /// From the call to the program's `execve`, in microseconds; 0 until then.
+    #[serde(default)]
+    pub start_us: u64,
     /// Where it is in its life.
     pub state: RecordState,
 }

@@ -63,7 +63,7 @@ pub fn mount_root(rootfs: &Rootfs, target: &Path) -> Result<(), RootfsError> {
     }
     match overlay_by_option(rootfs, target) {
         // Before Linux 6.7 layers cannot be given one by one.
-        Err(RootfsError::Overlay { errno: Errno::EINVAL, what, .. }) if what == "lowerdir+" => {
+        Err(RootfsError::Overlay { errno: Errno::EINVAL, what, .. }) if what.starts_with("lowerdir+") => {
             overlay_by_string(rootfs, target)
         }
         done => done,
@@ -93,9 +93,9 @@ fn overlay_by_option(rootfs: &Rootfs, target: &Path) -> Result<(), RootfsError> 
     let context = FsContext::open(c"overlay").map_err(|errno| fail("open file system", errno, None))?;
     let mut keep: Vec<OwnedFd> = Vec::new();
     let mut set = |key: &'static std::ffi::CStr, path: &Path| {
-        let name = key.to_str().unwrap_or_default();
-        let value = option_value(path, &mut keep).map_err(|errno| fail(name, errno, None))?;
-        context.set(key, &value).map_err(|errno| fail(name, errno, Some(&context)))
+        let name = || format!("{}={}", key.to_string_lossy(), path.display());
+        let value = option_value(path, &mut keep).map_err(|errno| fail(&name(), errno, None))?;
+        context.set(key, &value).map_err(|errno| fail(&name(), errno, Some(&context)))
     };
     // The protocol counts layers from the lowest; overlay wants the topmost first.
     for layer in rootfs.lower.iter().rev() {

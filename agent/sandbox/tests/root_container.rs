@@ -119,9 +119,13 @@ fn what_cannot_be_run_says_so() {
                     json!({"destination": "/m", "type": "bind", "source": "/no/such", "options": ["bind"]});
                 spec["mounts"].as_array_mut().unwrap().push(mount);
             }) as &dyn Fn(&mut serde_json::Value, &mut StartContainer),
-            vec!["/no/such"],
+            vec!["failed to prepare rootfs", "/no/such"],
         ),
-        ("layer", &|_, start| start.rootfs.lower[0] = "/no/such/layer".into(), vec!["overlay", "layer"]),
+        (
+            "layer",
+            &|_, start| start.rootfs.lower[0] = "/no/such/layer".into(),
+            vec!["overlay", "/no/such/layer"],
+        ),
         (
             "log",
             &|_, start| start.log_path = "/no/such/dir/0.log".into(),
@@ -270,4 +274,38 @@ fn ten_containers_start_at_once() {
         assert_eq!(pod.output(name), format!("{name}\n"));
     }
     pod.shut_down();
+}
+
+#[test]
+fn a_slow_start_keeps_nobody_waiting_and_a_killed_helper_is_a_failure() {
+    if !can_run() {
+        return;
+    }
+    let mut pod = Plan::new().start();
+    let slow = pod.prepare("slow", &pod.spec("slow", &["true"]));
+    let config = pod.dir.attempt(&slow.id).join("config.json");
+    // Reading the spec waits until somebody writes it.
+    fs::remove_file(&config).unwrap();
+    nix::unistd::mkfifo(&config, nix::sys::stat::Mode::S_IRUSR).unwrap();
+    let before = children(pod.supervisor.id());
+    let call = pod.client.send(Call::Start(Box::new(slow)), &[]);
+    eventually("the helper is there", || children(pod.supervisor.id()).len() > before.len());
+    let helper = children(pod.supervisor.id()).into_iter().find(|pid| !before.contains(pid)).unwrap();
+
+    let mut other = Client::connect(&pod.dir);
+    let quick = pod.prepare("quick", &pod.spec("quick", &["sh", "-c", "exit 3"]));
+    other.start(quick).unwrap();
+    assert_eq!(other.exit("quick").0, 3);
+    assert!(other.state().iter().any(|one| matches!(one.state, RecordState::Starting { .. })));
+
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(helper), nix::sys::signal::SIGKILL).unwrap();
+    let failure = pod.client.reply(call).0.unwrap_err();
+    assert_eq!(failure.kind, FailureKind::CannotCreate);
+    assert!(failure.message.contains("ended before its work was done"), "{failure}");
+    pod.shut_down();
+}
+
+fn children(pid: u32) -> Vec<i32> {
+    let text = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+    text.split_ascii_whitespace().map(|child| child.parse().unwrap()).collect()
 }

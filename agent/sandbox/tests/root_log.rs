@@ -114,3 +114,29 @@ fn an_exit_is_announced_although_another_process_holds_the_pipe() {
     assert_eq!(pod.client.call(Call::Remove { id: pod.id("app") }), Ok(Answer::Done));
     pod.shut_down();
 }
+
+#[test]
+fn a_full_disk_stops_no_program() {
+    if !can_run() {
+        return;
+    }
+    let mut plan = Plan::new();
+    let small = plan.path("small");
+    fs::create_dir(&small).unwrap();
+    plan.config.tmpfs.push(TmpfsMount { target: small.clone(), size_bytes: Some(65536), mode: 0o755 });
+    let mut pod = plan.start();
+    let mut start = pod.prepare("app", &pod.spec("app", &["sh", "-c", "seq 1 100000; exit 5"]));
+    start.log_path = small.join("0.log");
+    pod.client.start(start).unwrap();
+    assert_eq!(pod.client.exit("app").0, 5);
+    // The small file system is mounted only where the supervisor is.
+    let inside = format!("/proc/{}/root{}", pod.supervisor.id(), small.join("0.log").display());
+    let text = fs::read_to_string(inside).unwrap();
+    assert!(text.len() > 30_000 && text.len() <= 65536);
+    let mut whole = text.lines().collect::<Vec<_>>();
+    whole.pop();
+    for (number, line) in whole.iter().enumerate() {
+        assert!(line.ends_with(&format!("stdout F {}", number + 1)), "{line}");
+    }
+    pod.shut_down();
+}

@@ -91,9 +91,12 @@ fn host_namespaces_are_kept_when_asked_for() {
     }
     let procs = pod.cgroup_directory("freezer", "app").join("cgroup.procs");
     eventually("the orphan is there", || fs::read_to_string(&procs).unwrap().lines().count() == 2);
-    let term = Call::Signal { id: pod.id("app"), signal: 15, all: false };
-    assert_eq!(pod.client.call(term), Ok(Answer::Done));
-    assert_eq!(pod.client.exit("app"), (143, Some(15), false));
+    // A real-time signal: those have numbers and no names.
+    let signal = |number| Call::Signal { id: pod.id("app"), signal: number, all: false };
+    let (real_time, none) = (signal(35), signal(65));
+    assert_eq!(pod.client.call(none).unwrap_err().kind, FailureKind::BadRequest);
+    assert_eq!(pod.client.call(real_time), Ok(Answer::Done));
+    assert_eq!(pod.client.exit("app"), (163, Some(35), false));
     // In the node's pid namespace nobody but the supervisor ends what the program left behind.
     eventually("the orphan is gone", || fs::read_to_string(&procs).unwrap().is_empty());
     pod.shut_down();

@@ -132,9 +132,7 @@ impl Objects {
             },
         });
         let path = SERVICE_ACCOUNTS.sub(Some(wanted.namespace), wanted.service_account, "token");
-        let answer: TokenAnswer = self
-            .client
-            .create(&path, &body)
+        let answer: TokenAnswer = until_related(|| self.client.create(&path, &body))
             .await
             .map_err(|e| object_error("serviceaccount", wanted.namespace, wanted.service_account, e))?;
         Ok(Token { token: answer.status.token, expires_at: answer.status.expiration_timestamp })
@@ -147,9 +145,27 @@ impl Objects {
         namespace: &str,
         name: &str,
     ) -> Result<Arc<Content>, ObjectError> {
-        let found: Result<W, ApiError> = self.client.get(&resource.object(Some(namespace), name)).await;
+        let path = resource.object(Some(namespace), name);
+        let found: Result<W, ApiError> = until_related(|| self.client.get(&path)).await;
         found.map(|wire| Arc::new(wire.into())).map_err(|e| object_error(kind, namespace, name, e))
     }
+}
+
+/// The Node authorizer lets a node read what its pods name, and learns of a pod a moment after the node does, from a
+/// watch of its own. Asked in between it forbids: that answer is worth asking again, soon and not for long.
+async fn until_related<A, T>(ask: impl Fn() -> A) -> Result<T, ApiError>
+where
+    A: Future<Output = Result<T, ApiError>>,
+{
+    for millis in [20, 40, 80, 160, 320] {
+        match ask().await {
+            Err(ApiError::Forbidden(message)) if message.contains("no relationship found") => {
+                tokio::time::sleep(Duration::from_millis(millis)).await;
+            }
+            answer => return answer,
+        }
+    }
+    ask().await
 }
 
 fn object_error(kind: &'static str, namespace: &str, name: &str, error: ApiError) -> ObjectError {
@@ -344,6 +360,22 @@ mod tests {
             error.to_string(),
             "secret d/bad: no relationship found between node 'n1' and this object"
         );
+    }
+
+    #[tokio::test]
+    async fn an_authorizer_that_is_a_moment_behind_is_asked_again() {
+        let count = std::sync::atomic::AtomicUsize::new(0);
+        let fake = Fake::start(move |_| {
+            let behind = count.fetch_add(1, std::sync::atomic::Ordering::Relaxed) < 2;
+            std::future::ready(if behind {
+                fake::status(403, "Forbidden", "no relationship found between node 'n1' and this object")
+            } else {
+                fake::json(200, &json!({"metadata":{},"data":{}}))
+            })
+        })
+        .await;
+        Objects::new(fake.client()).config_map("d", "m").await.expect("allowed at last");
+        assert_eq!(fake.seen().len(), 3);
     }
 
     #[tokio::test]

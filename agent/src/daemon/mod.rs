@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::api::client::Client;
 use crate::api::events::Events;
-use crate::api::kubeconfig::{self, Access};
+use crate::api::kubeconfig::{self, Access, Trust};
 use crate::api::list::Selection;
 use crate::api::path::PODS;
 use crate::api::reporter::ApiReporter;
@@ -36,6 +36,8 @@ use crate::node::{LeaseTask, NodeConditions, NodeTask, Registered};
 use crate::pod::manager::{Manager, NodeWatch, Source, SourceEvent, SourceUpdate};
 use crate::pod::spec::Pod;
 use crate::pod::worker;
+use crate::server::NodeServer;
+use crate::server::lookup::NodePods;
 use crate::{logging, shutdown};
 
 /// The threads of the runtime: the work is waiting, not computing.
@@ -74,7 +76,6 @@ pub fn main(args: &RunArgs) -> anyhow::Result<()> {
 
 async fn run(args: &RunArgs, config: Config, access: Option<Access>) -> anyhow::Result<()> {
     let stop = shutdown::on_signals()?;
-    let config = Arc::new(config);
     let addresses = crate::node::facts::addresses(&config.node_ips);
     let server = match args.standalone {
         true => Some(start_server(&config, &addresses).await?),
@@ -88,6 +89,7 @@ async fn run(args: &RunArgs, config: Config, access: Option<Access>) -> anyhow::
         }
         (None, None) => bail!("no API server: give --kubeconfig or --standalone"),
     };
+    let config = Arc::new(with_client_ca(config, &access)?);
     let mut tasks = Tasks::default();
     let node = start_node(&config, &addresses, &access, &mut tasks, &stop).await?;
     tasks.spawn("watchdog", notify::watchdog());
@@ -110,6 +112,20 @@ async fn start_server(config: &Config, addresses: &[IpAddr]) -> anyhow::Result<S
     let server = Server::start(server).await.context("start the embedded API server")?;
     tracing::info!(url = server.url(), kubeconfig = %server.admin_kubeconfig().display(), "the embedded API server is up");
     Ok(server)
+}
+
+/// Without `authentication.x509.clientCAFile`, the CA that vouches for the API server vouches for its clients too: whoever
+/// holds it can tell this node anything already. What a client may do is still decided by `authorization`.
+fn with_client_ca(mut config: Config, access: &Access) -> anyhow::Result<Config> {
+    if config.server.client_ca_file.is_none()
+        && let Trust::Bundle(pem) = &access.trust
+    {
+        let file = config.root_dir.join("pki/cluster-ca.crt");
+        std::fs::create_dir_all(config.root_dir.join("pki"))?;
+        crate::host::files::write_atomic(&file, pem, 0o644)?;
+        config.server.client_ca_file = Some(file);
+    }
+    Ok(config)
 }
 
 /// What `run` needs of a node that came up.
@@ -181,6 +197,9 @@ async fn start_node(
         pod_source(client.clone(), config.node_name.clone(), registered.clone(), services_listed, updates),
     );
     tasks.spawn("image garbage", image_gc::run(images, config.images.clone(), pods.clone()));
+    let lookup = Arc::new(NodePods::new(pods.clone(), config.pod_logs_dir.clone()));
+    let server = NodeServer::bind(config, addresses, client, lookup).await?;
+    tasks.spawn("server", server.run());
     tasks.spawn("garbage", node::collect_garbage(host, pods));
     Ok(Running { registered })
 }

@@ -62,7 +62,7 @@ pub struct LogsArgs {
     pub limit_bytes: Option<u64>,
 
     /// Where the node keeps log files (podLogsDir)
-    #[arg(long, value_name = "DIR", default_value = "/var/log/pods")]
+    #[arg(long, value_name = "DIR", default_value = "/var/log/pods", env = "ORLOP_POD_LOGS_DIR")]
     pub pod_logs_dir: PathBuf,
 
     /// Where the node keeps live state of pods

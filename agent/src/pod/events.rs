@@ -157,6 +157,13 @@ pub fn killing(container: &ContainerFacts<'_>) -> PodEvent {
     event(false, "Killing", Some(name), format!("Stopping container {name}"))
 }
 
+/// A container is being stopped because its image was changed.
+pub fn replacing(container: &ContainerFacts<'_>) -> PodEvent {
+    let name = &container.spec.name;
+    let message = format!("Container {name} definition changed, will be restarted");
+    event(false, "Killing", Some(name), message)
+}
+
 /// The supervisor was lost.
 pub fn sandbox_changed() -> PodEvent {
     let message = "Pod sandbox changed, it will be killed and re-created.".to_owned();

@@ -51,6 +51,9 @@ pub struct ContainerFacts<'a> {
     pub prior: Option<&'a ContainerStatus>,
     /// Where it is in its life.
     pub life: Life,
+    /// Its image was changed, and its newest attempt was asked to end because of that: it is started again whatever the
+    /// restart policy says.
+    pub replaced: bool,
 }
 
 /// Where a container is in its life.
@@ -110,7 +113,7 @@ impl<'a> Facts<'a> {
         let containers = wanted
             .pod
             .containers()
-            .map(|(kind, spec)| ContainerFacts::new(kind, spec, observed, prior))
+            .map(|(kind, spec)| ContainerFacts::new((kind, spec), observed, prior, history))
             .collect();
         Facts { wanted, observed, history, node, now, containers }
     }
@@ -182,7 +185,12 @@ impl<'a> Facts<'a> {
 }
 
 impl<'a> ContainerFacts<'a> {
-    fn new(kind: ContainerKind, spec: &'a Container, observed: &'a Observed, prior: &'a PodStatus) -> Self {
+    fn new(
+        (kind, spec): (ContainerKind, &'a Container),
+        observed: &'a Observed,
+        prior: &'a PodStatus,
+        history: &History,
+    ) -> Self {
         let mut newest: Option<&Attempt> = None;
         let mut previous: Option<&Attempt> = None;
         for attempt in observed.attempts.iter().filter(|a| a.id.name == spec.name) {
@@ -203,7 +211,10 @@ impl<'a> ContainerFacts<'a> {
             Some(attempt) => life_of(attempt, &observed.sandbox),
             None => life_without_attempts(prior),
         };
-        ContainerFacts { kind, spec, newest, previous, prior, life }
+        let mut facts = ContainerFacts { kind, spec, newest, previous, prior, life, replaced: false };
+        let stopped = newest.is_some_and(|a| history.stop_begun(&a.id).is_some());
+        facts.replaced = facts.is_outdated() && stopped;
+        facts
     }
 
     /// It is being created or runs.
@@ -212,6 +223,13 @@ impl<'a> ContainerFacts<'a> {
             Life::Starting | Life::Running { .. } => true,
             Life::Never | Life::Ended(_) => false,
         }
+    }
+
+    /// Its newest attempt was started from another image than the PodSpec names now. Images can be changed in regular
+    /// containers and sidecars; what has run only once to prepare the pod stays as it is.
+    pub fn is_outdated(&self) -> bool {
+        let lasting = self.kind == ContainerKind::Regular || self.is_sidecar();
+        lasting && self.newest.is_some_and(|a| a.image != self.spec.image)
     }
 
     /// How it ended, if it did.

@@ -56,7 +56,8 @@ pub struct Attempt {
     pub sandbox: u32,
     /// As shown in `containerID`, scheme included: `orlop://<id>`.
     pub container_id: String,
-    /// As shown in `image`.
+    /// The reference as it stood in the PodSpec when the attempt was started. Shown in `image`; a running container whose
+    /// PodSpec has another one by now is replaced.
     pub image: String,
     /// As shown in `imageID`.
     pub image_id: String,

@@ -35,7 +35,8 @@ pub fn restart(spec: &PodSpec, container: &ContainerFacts<'_>, end: &End, max_pe
     if !wants_restart(spec, container, end.terminated.exit_code) {
         return Restart::Never;
     }
-    let delay = delay_after(end, max_period);
+    // Another image deserves another chance at once.
+    let delay = if container.is_outdated() { Duration::ZERO } else { delay_after(end, max_period) };
     let at = match end.terminated.finished_at {
         Some(finished) if !delay.is_zero() => later(finished, delay),
         Some(_) | None => Timestamp::MIN,
@@ -43,10 +44,13 @@ pub fn restart(spec: &PodSpec, container: &ContainerFacts<'_>, end: &End, max_pe
     Restart::After { delay, at }
 }
 
-/// Rules on the exit code first, then the container's policy, then the pod's.
+/// A changed image first, then rules on the exit code, then the container's policy, then the pod's.
 pub fn wants_restart(spec: &PodSpec, container: &ContainerFacts<'_>, exit_code: i32) -> bool {
     if container.kind == ContainerKind::Ephemeral {
         return false;
+    }
+    if container.replaced {
+        return true;
     }
     let rules = &container.spec.restart_policy_rules;
     let matching = rules.iter().find(|rule| {

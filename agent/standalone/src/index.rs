@@ -113,14 +113,16 @@ impl Index {
     /// Takes over a change and says what work it causes.
     pub fn observe(&self, kind: Kind, event: &Event) -> Vec<Work> {
         let interesting = !matches!(kind, Kind::Event | Kind::Lease | Kind::EndpointSlice);
-        let parse =
-            interesting || contains(&event.object, b"\"ownerReferences\"") || event.change == Change::Deleted;
+        let parse = interesting
+            || contains(&event.object, OWNERS)
+            || event.before.as_ref().is_some_and(|(b, _)| contains(b, OWNERS))
+            || event.change == Change::Deleted;
         let new = if parse { object::parse(&event.object) } else { Value::Null };
         let mut entries = self.entries.write().unwrap_or_else(PoisonError::into_inner);
         let mut work = Vec::new();
         let gone = event.change == Change::Deleted;
         if parse {
-            entries.follow_owners(kind, &new, gone, &mut work);
+            entries.follow_owners(kind, event, &new, &mut work);
         }
         match kind {
             Kind::Pod => entries.follow_pod(&new, gone, &mut work),
@@ -137,20 +139,31 @@ impl Index {
     }
 }
 
+const OWNERS: &[u8] = b"\"ownerReferences\"";
+
 fn contains(bytes: &[u8], what: &[u8]) -> bool {
     bytes.windows(what.len()).any(|w| w == what)
 }
 
 impl Entries {
-    fn follow_owners(&mut self, kind: Kind, object: &Value, gone: bool, work: &mut Vec<Work>) {
+    fn follow_owners(&mut self, kind: Kind, event: &Event, object: &Value, work: &mut Vec<Work>) {
         let key = (kind, object::namespace(object).to_owned(), object::name(object).to_owned());
-        for owner in items(&object["metadata"], "ownerReferences") {
-            let owned = self.owned.entry(text(owner, "uid").to_owned()).or_default();
-            if gone {
+        let gone = event.change == Change::Deleted;
+        let before = event
+            .before
+            .as_ref()
+            .filter(|(bytes, _)| contains(bytes, OWNERS))
+            .map(|(bytes, _)| object::parse(bytes));
+        for owner in before.iter().flat_map(|b| items(&b["metadata"], "ownerReferences")) {
+            if let Some(owned) = self.owned.get_mut(text(owner, "uid")) {
                 owned.remove(&key);
-            } else {
-                owned.insert(key.clone());
+                if owned.is_empty() {
+                    self.owned.remove(text(owner, "uid"));
+                }
             }
+        }
+        for owner in items(&object["metadata"], "ownerReferences").iter().filter(|_| !gone) {
+            self.owned.entry(text(owner, "uid").to_owned()).or_default().insert(key.clone());
         }
         if gone && self.owned.contains_key(object::uid(object)) {
             work.push(Work::Collect(object::uid(object).to_owned()));
@@ -359,6 +372,30 @@ mod tests {
         assert_eq!(index.observe(Kind::Pod, &event(&pod)), []);
         pod["metadata"]["labels"] = json!({});
         assert_eq!(index.observe(Kind::Pod, &event(&pod)), [Work::Endpoints("d".into(), "s".into())]);
+    }
+
+    #[test]
+    fn owners_are_followed_through_changes() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = crate::store::Store::open(dir.path()).unwrap();
+        let index = std::sync::Arc::new(Index::default());
+        let seen = std::sync::Arc::clone(&index);
+        store.observe(Box::new(move |kind, event| {
+            seen.observe(kind, event);
+        }));
+        let put = |owners: Value| {
+            let map = json!({"metadata": {"name": "m", "namespace": "d", "ownerReferences": owners}});
+            store.write::<_, crate::store::StoreError>(|tx| tx.put(Kind::ConfigMap, map)).unwrap();
+            let mut owners: Vec<String> = index.read().owned.keys().cloned().collect();
+            owners.sort();
+            owners
+        };
+        assert_eq!(put(json!([{"uid": "a"}, {"uid": "b"}])), ["a", "b"]);
+        assert_eq!(put(json!([{"uid": "b"}, {"uid": "c"}])), ["b", "c"]);
+        assert_eq!(put(json!([])), Vec::<String>::new());
+        put(json!([{"uid": "a"}]));
+        store.write::<_, crate::store::StoreError>(|tx| tx.delete(Kind::ConfigMap, "d", "m")).unwrap();
+        assert!(index.read().owned.is_empty());
     }
 
     #[test]

@@ -104,13 +104,13 @@ impl Server {
     /// # Errors
     /// When the directory, the database, a key or the socket cannot be used.
     pub async fn start(config: Config) -> Result<Self, StartError> {
-        let pki = Pki::open(&config.data_dir)?;
-        let store = Store::open(&config.data_dir)?;
         let tcp = TcpListener::bind(config.listen)
             .await
             .map_err(|source| StartError::Listen { address: config.listen, source })?;
         let address =
             tcp.local_addr().map_err(|source| StartError::Listen { address: config.listen, source })?;
+        let pki = Pki::open(&config.data_dir)?;
+        let store = Store::open(&config.data_dir)?;
         let advertised = config.advertise.unwrap_or_else(|| {
             if address.ip().is_unspecified() { Ipv4Addr::LOCALHOST.into() } else { address.ip() }
         });

@@ -53,6 +53,35 @@ async fn objects_survive_a_restart() {
     let server = start(&dir).await;
     let (status, found) = admin(&server).get("/api/v1/namespaces/default/configmaps/m").await;
     assert_eq!((status, &found), (200, &made));
+    let offline = orlop_standalone::node_kubeconfig(dir.path(), "n9").unwrap();
+    let (status, made) = Client::new(&offline).post("/api/v1/nodes", &node("n9")).await;
+    assert_eq!(status, 201, "{made}");
+    server.shutdown().await;
+}
+
+#[tokio::test]
+async fn other_networks_move_the_service_of_the_server() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = start(&dir).await;
+    server.shutdown().await;
+    let config = orlop_standalone::Config {
+        listen: "127.0.0.1:0".parse().unwrap(),
+        advertise: Some("::1".parse().unwrap()),
+        service_cidrs: vec!["10.7.0.0/16".parse().unwrap()],
+        ..orlop_standalone::Config::new(dir.path())
+    };
+    let server = orlop_standalone::Server::start(config).await.unwrap();
+    let kubeconfig = std::fs::read_to_string(server.admin_kubeconfig()).unwrap();
+    let local = kubeconfig.replace("[::1]", "127.0.0.1");
+    let client = Client::new(&local);
+    let (_, service) = client.get("/api/v1/namespaces/default/services/kubernetes").await;
+    assert_eq!(service["spec"]["clusterIPs"], json!(["10.7.0.1"]));
+    let (_, slice) =
+        client.get("/apis/discovery.k8s.io/v1/namespaces/default/endpointslices/kubernetes").await;
+    assert_eq!(
+        (&slice["addressType"], &slice["endpoints"][0]["addresses"]),
+        (&json!("IPv6"), &json!(["::1"]))
+    );
     server.shutdown().await;
 }
 
@@ -262,6 +291,22 @@ async fn what_a_node_owns_goes_with_it() {
     assert_eq!(watch.change().await, ("ADDED".into(), "n1".into()));
     assert_eq!(admin.delete("/api/v1/nodes/n1", &json!({})).await.1["status"], "Success");
     assert_eq!(watch.change().await, ("DELETED".into(), "n1".into()));
+    server.shutdown().await;
+}
+
+#[tokio::test]
+async fn what_is_orphaned_on_purpose_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = start(&dir).await;
+    let client = admin(&server);
+    let maps = "/api/v1/namespaces/default/configmaps";
+    let (_, owner) = client.post(maps, &json!({"metadata": {"name": "owner"}})).await;
+    let reference =
+        json!({"apiVersion": "v1", "kind": "ConfigMap", "name": "owner", "uid": owner["metadata"]["uid"]});
+    client.post(maps, &json!({"metadata": {"name": "owned", "ownerReferences": [reference]}})).await;
+    client.delete(&format!("{maps}/owner"), &json!({"propagationPolicy": "Orphan"})).await;
+    let (status, owned) = client.get(&format!("{maps}/owned")).await;
+    assert_eq!((status, &owned["metadata"]["ownerReferences"]), (200, &json!([])));
     server.shutdown().await;
 }
 

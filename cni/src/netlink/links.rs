@@ -8,7 +8,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{
     InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth, InfoVxlan, LinkAttribute,
-    LinkExtentMask, LinkFlags, LinkInfo, LinkMessage,
+    LinkExtentMask, LinkFlags, LinkInfo, LinkMessage, State,
 };
 use nix::errno::Errno;
 use rtnetlink::{LinkBridge, LinkIfb, LinkMessageBuilder, LinkUnspec, LinkVeth, LinkVxlan};
@@ -32,6 +32,8 @@ pub struct Link {
     pub kind: Option<String>,
     /// Whether it is administratively up.
     pub up: bool,
+    /// Whether it carries packets: up, and its carrier has been noticed.
+    pub running: bool,
     /// The kind's own settings, for a comparison with what is wanted.
     pub data: Option<InfoData>,
 }
@@ -269,6 +271,7 @@ fn describe(message: RouteNetlinkMessage) -> Option<Link> {
         master: None,
         kind: None,
         up: message.header.flags.contains(LinkFlags::Up),
+        running: false,
         data: None,
     };
     for attribute in message.attributes {
@@ -276,6 +279,7 @@ fn describe(message: RouteNetlinkMessage) -> Option<Link> {
             LinkAttribute::IfName(name) => link.name = name,
             LinkAttribute::Address(mac) => link.mac = mac,
             LinkAttribute::Mtu(mtu) => link.mtu = mtu,
+            LinkAttribute::OperState(state) => link.running = state == State::Up,
             LinkAttribute::Controller(index) => link.master = Some(index),
             LinkAttribute::LinkInfo(infos) => {
                 for info in infos {

@@ -15,6 +15,7 @@ mod nft_set;
 mod routes;
 mod rules;
 mod shaping;
+mod watch;
 
 use std::fmt;
 
@@ -34,6 +35,7 @@ pub use nft_set::{Element, ElementInfo, Family, SetSpec};
 pub use routes::{MAIN_TABLE, RouteSpec};
 pub use rules::RuleSpec;
 pub use shaping::Bucket;
+pub use watch::LinkWatch;
 
 /// A dump's datagrams are at most 32 KiB since Linux 3.15.
 const BUFFER_BYTES: usize = 32 * 1024;

@@ -7,7 +7,9 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use nix::errno::Errno;
 
-use crate::netlink::{AddressSpec, Channel, Link, NetlinkError, RouteSpec, VethSpec, format_mac, unless};
+use crate::netlink::{
+    AddressSpec, Channel, Link, LinkWatch, NetlinkError, RouteSpec, VethSpec, format_mac, unless,
+};
 use crate::netns::{Netns, set_sysctl};
 use crate::spec::{CniError, Interface, IpConfig, NetworkResult, code};
 use crate::store::Owner;
@@ -19,6 +21,8 @@ use super::{Plugin, ipam, names};
 
 /// When neither the configuration nor a default route says.
 const ETHERNET_MTU: u32 = 1500;
+/// How long the kernel may take to notice the carrier of a link.
+const CARRIER_PATIENCE: std::time::Duration = std::time::Duration::from_secs(1);
 /// `RT_SCOPE_HOST`: what the reference point-to-point plugin gives its routes to containers.
 const SCOPE_HOST: u8 = 254;
 
@@ -154,12 +158,19 @@ fn join_bridge(
     let conf = attachment.conf;
     let bridge = ensure_bridge(channel, conf, &addresses.ips)?;
     let mtu = conf.mtu.unwrap_or(bridge.mtu);
+    let mut watch = LinkWatch::new()?;
     create_pair(channel, attachment, Some(bridge.index), mtu, &addresses.ips)?;
     if conf.hairpin || conf.isolated {
         channel.set_bridge_port(&attachment.host, conf.hairpin, conf.isolated)?;
     }
     let wanted = attachment.inside(&addresses.ips, routes);
     let container = inside::configure(attachment.netns, conf, &wanted)?;
+    if !watch.wait(channel, &attachment.host, CARRIER_PATIENCE)? {
+        tracing::warn!(link = %attachment.host, "the bridge does not forward to a new port yet");
+    }
+    if let Some(mac) = conf.mac {
+        inside::announce(attachment.netns, &container, mac)?;
+    }
     let bridge_interface = Interface {
         name: bridge.name,
         mac: format_mac(&bridge.mac),

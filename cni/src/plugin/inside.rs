@@ -42,16 +42,8 @@ pub(super) fn configure(netns: &Netns, conf: &Conf, wanted: &Inside<'_>) -> Resu
             detect_duplicates: conf.detect_duplicates,
             ..AddressSpec::new(link.index, ip.address)
         };
-        if conf.mac.is_some() {
-            announce(wanted.ifname)?;
-        }
-        // IPv4 announces what an interface has when it comes up, IPv6 what it gets afterwards.
-        let (before, after): (Vec<_>, Vec<_>) = wanted.ips.iter().partition(|ip| ip.address.addr().is_ipv4());
-        for ip in before {
-            channel.add_address(&address(ip))?;
-        }
         channel.set_up(link.index)?;
-        for ip in after {
+        for ip in wanted.ips {
             channel.add_address(&address(ip))?;
         }
         if conf.mode == Mode::Ptp {
@@ -66,18 +58,22 @@ pub(super) fn configure(netns: &Netns, conf: &Conf, wanted: &Inside<'_>) -> Resu
     })?
 }
 
-/// Lets the kernel tell neighbours of the interface's addresses. Only with a hardware address of the caller's choice:
-/// ours follow from the IP address, so what neighbours remember of it is right.
-fn announce(ifname: &str) -> Result<(), CniError> {
-    for key in ["ipv4/conf/{}/arp_notify", "ipv6/conf/{}/ndisc_notify"] {
-        let key = format!("net/{}", key.replace("{}", ifname));
-        match set_sysctl(&key, "1") {
-            // A kernel without IPv6.
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
-            other => other.map_err(|e| CniError::new(code::IO, e.to_string()))?,
+/// Tells neighbours of the interface's addresses, once they can hear it. Needed only with a hardware address of the
+/// caller's choice: ours follow from the IP address, so what neighbours remember of it is right.
+pub(super) fn announce(netns: &Netns, link: &Link, mac: [u8; 6]) -> Result<(), CniError> {
+    netns.run(|| {
+        for key in ["ipv4/conf/{}/arp_notify", "ipv6/conf/{}/ndisc_notify"] {
+            let key = format!("net/{}", key.replace("{}", &link.name));
+            match set_sysctl(&key, "1") {
+                // A kernel without IPv6.
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+                other => other.map_err(|e| CniError::new(code::IO, e.to_string()))?,
+            }
         }
-    }
-    Ok(())
+        // Giving it the hardware address that it has makes the kernel send the announcements.
+        let what = format!("announce the addresses of {}", link.name);
+        Channel::route()?.change_link(&what, link.index, |l| l.address(mac.to_vec())).map_err(CniError::from)
+    })?
 }
 
 /// On a point-to-point link nothing is a neighbour but the gateway; the subnet is reached through it.

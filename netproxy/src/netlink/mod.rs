@@ -59,7 +59,7 @@ const DUMP_ATTEMPTS: u32 = 20;
 #[derive(Debug)]
 pub struct Netlink {
     socket: Socket,
-    /// Whether the kernel takes the flags `owner` and `persist`; true until it says no.
+    /// Whether tables get the flags `owner` and `persist`.
     protect: bool,
 }
 
@@ -69,7 +69,15 @@ impl Netlink {
     /// # Errors
     /// Without nf_tables in the kernel, or without the right to use it.
     pub fn open() -> Result<Self, BackendError> {
-        Ok(Self { socket: Socket::open(0)?, protect: true })
+        let mut netlink = Self { socket: Socket::open(0)?, protect: true };
+        match netlink.probe_owners() {
+            Err(BackendError::Kernel { errno: Errno::EOPNOTSUPP | Errno::EINVAL, .. }) => {
+                tracing::info!("the kernel has no table owners (they came with 6.9)");
+                netlink.protect = false;
+            }
+            tried => tried?,
+        }
+        Ok(netlink)
     }
 
     /// Does not ask for table owners: others may change the tables, and a [`Monitor`] has to tell of it. For kernels
@@ -143,20 +151,7 @@ impl Netlink {
 
 impl Backend for Netlink {
     fn commit(&mut self, transaction: &Transaction) -> Result<(), BackendError> {
-        let mut outcome = self.try_commit(transaction);
-        if let Err((Errno::EOPNOTSUPP | Errno::EINVAL, Some(index))) = outcome {
-            let about_table =
-                matches!(transaction.operations[index], Operation::CreateTable(_) | Operation::ClaimTable(_));
-            if self.protect && about_table {
-                tracing::info!(
-                    table = transaction.table,
-                    "kernel without table owners, changes by others are watched"
-                );
-                self.protect = false;
-                outcome = self.try_commit(transaction);
-            }
-        }
-        outcome.map_err(|(errno, operation)| BackendError::Kernel {
+        self.try_commit(transaction).map_err(|(errno, operation)| BackendError::Kernel {
             action: match operation.and_then(|index| transaction.operations.get(index)) {
                 Some(operation) => format!("table {}: {}", transaction.table, describe(operation)),
                 None => format!("table {}: transaction", transaction.table),

@@ -46,6 +46,28 @@ impl Netlink {
             );
         }
         operations.push(Operation::DeleteTable(family));
+        self.try_out(operations)
+    }
+
+    /// The families the kernel can do; the others are named in the log with what is missing.
+    pub fn families(&mut self) -> Vec<Family> {
+        let mut able = Family::ALL.to_vec();
+        able.retain(|family| match self.probe(*family) {
+            Ok(()) => true,
+            Err(error) => {
+                tracing::warn!(%family, %error, "no services in this family");
+                false
+            }
+        });
+        able
+    }
+
+    /// Tries whether a table can be owned and outlive its owner.
+    pub(super) fn probe_owners(&mut self) -> Result<(), BackendError> {
+        self.try_out(vec![Operation::CreateTable(Family::V4), Operation::DeleteTable(Family::V4)])
+    }
+
+    fn try_out(&mut self, operations: Vec<Operation>) -> Result<(), BackendError> {
         let table = format!("orlop-probe-{}", self.socket.port());
         self.commit(&Transaction { table, operations })
     }

@@ -13,6 +13,7 @@
 
 #![allow(dead_code, reason = "each test uses a part of the lab")]
 
+pub mod cluster;
 mod sctp;
 
 use std::fs::File;

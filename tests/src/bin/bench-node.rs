@@ -145,7 +145,7 @@ fn container_starts(node: &Node, figures: &mut Vec<Figure>) -> anyhow::Result<()
         for container in fs::read_dir(pod.path().join("containers")).into_iter().flatten().flatten() {
             for attempt in fs::read_dir(container.path())?.flatten() {
                 let record: Value = serde_json::from_slice(&fs::read(attempt.path().join("record.json"))?)?;
-                times.extend(record["start_ms"].as_f64());
+                times.extend(record["start_us"].as_f64().filter(|us| *us > 0.0).map(|us| us / 1000.0));
             }
         }
     }

@@ -21,7 +21,7 @@ use serde_json::Value;
 use super::executor::Launcher;
 use super::report::{Report, send};
 use super::spec::{self, Filling, Process, SpecError};
-use super::{Site, cannot_create, details, enter_helper, in_full, named};
+use super::{Site, cannot_create, details, enter_helper, from_libcontainer, in_full, named};
 use crate::cgroup::guard_devices;
 use crate::device;
 use crate::protocol::{Failure, StartContainer};
@@ -125,13 +125,13 @@ impl Job<'_> {
             .with_detach(true)
             .as_sibling(true)
             .build()
-            .map_err(|error| cannot_create(in_full(&error)))?;
+            .map_err(|error| from_libcontainer(&error))?;
         let pid = container.pid().ok_or_else(|| cannot_create("libcontainer gave no pid"))?;
         let pid = Pid::from_raw(pid.as_raw());
         let finish = || {
             let master = console.map(Console::receive).transpose()?;
             self.guard_devices(spec)?;
-            container.start().map_err(|error| cannot_create(in_full(&error)))?;
+            container.start().map_err(|error| from_libcontainer(&error))?;
             Ok((pid, master))
         };
         // A process that was made but cannot be started must not wait for ever.

@@ -19,7 +19,7 @@ use super::container::Console;
 use super::executor::Launcher;
 use super::report::{Report, send};
 use super::spec::{self, Process};
-use super::{Site, cannot_create, details, enter_helper, in_full, named};
+use super::{Site, cannot_create, details, enter_helper, from_libcontainer, in_full, named};
 use crate::protocol::{ExecProcess, Failure, Security};
 use crate::record::{read_json, write_json};
 use crate::rootfs;
@@ -102,7 +102,7 @@ impl Job<'_> {
             .as_sibling(true)
             .with_process(Some(process_json))
             .build()
-            .map_err(|error| cannot_create(in_full(&error)))?;
+            .map_err(|error| from_libcontainer(&error))?;
         let master = console.map(Console::receive).transpose()?;
         Ok((Pid::from_raw(pid.as_raw()), master))
     }

@@ -92,6 +92,12 @@ fn in_full(error: &dyn std::error::Error) -> String {
     text
 }
 
+/// What `libcontainer` says, without the names it gives to each of its own layers on the way.
+fn from_libcontainer(error: &dyn std::error::Error) -> Failure {
+    let text = in_full(error);
+    cannot_create(text.rsplit("error in executing process : ").next().unwrap_or(&text))
+}
+
 fn named(what: &str, path: &Path, error: &dyn std::error::Error) -> Failure {
     cannot_create(format!("{what} {}: {}", path.display(), in_full(error)))
 }

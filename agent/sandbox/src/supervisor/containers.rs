@@ -2,6 +2,7 @@
 
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::time::Instant;
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -24,6 +25,8 @@ use super::{Caller, Supervisor, Token, warn};
 #[derive(Debug)]
 pub(super) struct Container {
     pub(super) record: ContainerRecord,
+    /// When it was asked for.
+    called: Instant,
     pub(super) security: Security,
     /// Known as soon as the helper has read the spec.
     pub(super) cgroup: Option<PathBuf>,
@@ -107,12 +110,14 @@ impl Supervisor {
             image_id: start.image_id.clone(),
             log_path: start.log_path.clone(),
             sandbox: self.site.sandbox,
+            start_us: 0,
             state: RecordState::Starting { since_ms: now_ms() },
         };
         self.keep(&record);
         let index = self.take_index();
         let container = Container {
             record,
+            called: Instant::now(),
             security: start.security.clone(),
             cgroup: None,
             output: None,
@@ -180,6 +185,7 @@ impl Supervisor {
             Ok(pid) => pid,
             Err(failure) => return self.start_failed(index, &failure),
         };
+        container.record.start_us = u64::try_from(container.called.elapsed().as_micros()).unwrap_or(u64::MAX);
         container.record.state = RecordState::Running { pid: pid.as_raw(), started_at_ms: now_ms() };
         let (record, waiting) = (container.record.clone(), std::mem::take(&mut container.waiting));
         let early_signal = container.early_signal.take();

@@ -7,7 +7,6 @@ use nix::unistd::Pid;
 
 use crate::launch::report::{Received, Report, receive};
 use crate::protocol::{Failure, FailureKind};
-use crate::sys::process::Ended;
 
 use super::{Supervisor, Token, warn};
 
@@ -35,6 +34,11 @@ pub(super) struct Outcome {
     pub(super) cgroup: Option<PathBuf>,
     failure: Option<Failure>,
     detail: Option<String>,
+}
+
+fn died() -> Failure {
+    let message = "the helper that creates it ended before its work was done; was it killed?".to_owned();
+    Failure { kind: FailureKind::CannotCreate, message }
 }
 
 impl Outcome {
@@ -72,10 +76,7 @@ impl Outcome {
                 Err(failure)
             }
             (None, Some(pid)) => Ok(pid),
-            (None, None) => Err(Failure {
-                kind: FailureKind::CannotCreate,
-                message: "the helper ended without a word".to_owned(),
-            }),
+            (None, None) => Err(died()),
         }
     }
 }
@@ -97,14 +98,10 @@ impl Supervisor {
     /// A helper has been reaped. One that was killed (by the OOM killer, say) before it had said anything may leave a
     /// process behind that waits for ever and holds the channel; so the outcome is known without the channel's end. The
     /// process is in the container's cgroup, or about to enter it, and is killed with it.
-    pub(super) fn helper_ended(&mut self, index: u32, ended: Ended) {
+    pub(super) fn helper_ended(&mut self, index: u32) {
         self.read_reports(index);
         let silent = |launch: &Launch| launch.outcome.pid.is_none() && launch.outcome.failure.is_none();
-        if let Some(launch) = self.launches.get_mut(&index)
-            && silent(launch)
-        {
-            let message = format!("the helper ended before its work: {ended:?}");
-            launch.outcome.failure = Some(Failure { kind: FailureKind::CannotCreate, message });
+        if self.launches.get(&index).is_some_and(silent) {
             self.conclude(index);
         }
     }

@@ -48,6 +48,7 @@ use crate::log::file::Limits;
 use crate::protocol::{Event, Failure, FailureKind, FromSupervisor, Reply, SandboxDir, SupervisorRecord};
 use crate::setup::{self, Sandbox, SetupError};
 use crate::sys::descriptor;
+use crate::sys::memory::release_free_memory;
 use crate::sys::process::{Ended, close_from, reap};
 
 use containers::Container;
@@ -257,10 +258,16 @@ impl Supervisor {
                     return ExitCode::FAILURE;
                 }
             };
+            let mut worked = false;
             for event in &events[..count] {
                 if let Some(token) = Token::decode(event.data()) {
                     self.handle(token);
+                    // Copying output is frequent and leaves nothing worth the call.
+                    worked |= !matches!(token, Token::Output(..));
                 }
+            }
+            if worked {
+                release_free_memory();
             }
             if self.advance_ending() {
                 return ExitCode::SUCCESS;
@@ -379,7 +386,7 @@ impl Supervisor {
         } else if let Some(index) = self.exec_of(pid) {
             self.exec_ended(index, ended);
         } else if let Some(index) = self.launch_of(pid) {
-            self.helper_ended(index, ended);
+            self.helper_ended(index);
         } else if Some(pid.as_raw()) == self.site.pid_ns_holder {
             self.site.pid_ns_holder = None;
             if self.ending.is_none() {

@@ -5,6 +5,7 @@
 pub mod bpf;
 pub mod descriptor;
 pub mod loopback;
+pub mod memory;
 pub mod mount;
 pub mod privilege;
 pub mod process;

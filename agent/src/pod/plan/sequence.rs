@@ -82,7 +82,8 @@ fn turn(facts: &Facts<'_>, container: &ContainerFacts<'_>, open: bool) -> Turn {
         }
         Life::Ended(end) => end,
     };
-    let backoff = backoff_of_next(Some(end), max);
+    let end_that_counts = Some(end.as_ref()).filter(|_| !container.is_outdated());
+    let backoff = backoff_of_next(end_that_counts, max);
     let rerun = container.kind == ContainerKind::Init && !end.here && container.succeeded();
     match restart(&facts.pod().spec, container, end, max) {
         // A new sandbox begins with every init container, whatever their policy.

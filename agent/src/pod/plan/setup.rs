@@ -13,7 +13,7 @@ use super::super::observed::{Attempt, Sandbox};
 use super::Draft;
 use super::images::{Need, blocked, need, root_forbidden};
 use super::sequence::{Turn, turns};
-use super::stop::being_set_up;
+use super::stop::{being_set_up, stop_outdated};
 use super::teardown::detach_network;
 
 /// Plans everything that may be done now.
@@ -43,6 +43,7 @@ pub(super) fn bring_up(draft: &mut Draft<'_, '_>) {
             }
         }
     }
+    stop_outdated(draft);
     forget_old_attempts(draft);
 }
 

@@ -46,6 +46,19 @@ pub(super) fn stop(draft: &mut Draft<'_, '_>, grace: Duration) -> bool {
     false
 }
 
+/// Ends the attempts of containers whose image was changed, each with a grace period of its own.
+pub(super) fn stop_outdated(draft: &mut Draft<'_, '_>) {
+    let facts = draft.facts;
+    let grace = facts.pod().spec.termination_grace_period;
+    for container in facts.containers.iter().filter(|c| c.is_live() && c.is_outdated()) {
+        let Some(newest) = container.newest else { continue };
+        signal(draft, container, &newest.id);
+        if let Some(since) = signalled_at(facts, &newest.id) {
+            force(draft, &newest.id, later(since, grace));
+        }
+    }
+}
+
 /// The clock of the end: what was decided before, or sooner.
 fn clock(facts: &Facts<'_>, live: &[&ContainerFacts<'_>], grace: Duration) -> StopClock {
     let signalled = live.iter().filter_map(|c| match &c.life {
@@ -80,7 +93,11 @@ fn signal(draft: &mut Draft<'_, '_>, container: &ContainerFacts<'_>, id: &Attemp
     }
     if draft.act(Action::StopContainer { id: id.clone() }) {
         let topic = Topic::Killing(id.name.clone());
-        draft.say(topic, u64::from(id.attempt), events::killing(container));
+        let event = match draft.facts.wanted.is_deleted() || !container.is_outdated() {
+            true => events::killing(container),
+            false => events::replacing(container),
+        };
+        draft.say(topic, u64::from(id.attempt), event);
     }
 }
 

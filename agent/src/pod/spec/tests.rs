@@ -120,10 +120,18 @@ fn what_is_not_supported_is_found_by_path_and_effect() {
             Refuse,
         ),
         (
-            container(
-                json!({"securityContext": {"seccompProfile": {"type": "Localhost", "localhostProfile": "p"}}}),
-            ),
-            at("securityContext.seccompProfile.localhostProfile"),
+            container(json!({"securityContext": {"appArmorProfile": {"type": "RuntimeDefault"}}})),
+            at("securityContext.appArmorProfile"),
+            Refuse,
+        ),
+        (
+            container(json!({"resources": {"limits": {"ephemeral-storage": "1Gi"}}})),
+            at("resources.limits.ephemeral-storage"),
+            Warn,
+        ),
+        (
+            container(json!({"resources": {"limits": {"hugepages-2Mi": "4Mi"}}})),
+            at("resources.limits.hugepages-2Mi"),
             Refuse,
         ),
         (container(json!({"livenessProbe": {"exec": {"command": ["x"]}}})), at("livenessProbe"), Warn),

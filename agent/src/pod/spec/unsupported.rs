@@ -8,9 +8,11 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::security::{ProcMount, SecurityProfile};
+use super::container::{Container, Resources, RestartRule, RestartRuleAction};
+use super::probe::{Handler, Hook};
+use super::security::SecurityProfile;
 use super::volume::{Medium, VolumeSource};
-use super::{Handler, Pod, RestartRuleAction};
+use super::{ContainerKind, Pod};
 
 /// A field of the PodSpec that this node does not support.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -98,15 +100,9 @@ pub(super) fn known_but_unsupported(pod: &Pod) -> Vec<Unsupported> {
         report("spec.hostUsers".to_owned(), Effect::Refuse);
     }
     let context = &spec.security_context;
-    profiles(
-        "spec.securityContext",
-        context.seccomp_profile.as_ref(),
-        context.app_armor_profile.as_ref(),
-        &mut report,
-    );
-    if context.se_linux_options.is_some() {
-        report("spec.securityContext.seLinuxOptions".to_owned(), Effect::Warn);
-    }
+    let labels = (context.app_armor_profile.as_ref(), context.se_linux_options.is_some());
+    labelling("spec.securityContext", labels, &mut report);
+    limits("spec.resources", &spec.resources, &mut report);
     for (i, volume) in spec.volumes.iter().enumerate() {
         if let VolumeSource::EmptyDir(dir) = &volume.source
             && matches!(dir.medium, Medium::HugePages(_) | Medium::Other(_))
@@ -114,69 +110,60 @@ pub(super) fn known_but_unsupported(pod: &Pod) -> Vec<Unsupported> {
             report(format!("spec.volumes.{i}.emptyDir.medium"), Effect::Refuse);
         }
     }
-    containers(pod, &mut report);
+    let lists = [&spec.init_containers, &spec.containers, &spec.ephemeral_containers];
+    let kinds = [ContainerKind::Init, ContainerKind::Regular, ContainerKind::Ephemeral];
+    for (kind, containers) in kinds.into_iter().zip(lists) {
+        for (i, container) in containers.iter().enumerate() {
+            in_container(&format!("spec.{}.{i}", kind.field()), container, &mut report);
+        }
+    }
     found
 }
 
-fn containers(pod: &Pod, report: &mut impl FnMut(String, Effect)) {
-    let spec = &pod.spec;
-    let lists = [
-        ("initContainers", &spec.init_containers),
-        ("containers", &spec.containers),
-        ("ephemeralContainers", &spec.ephemeral_containers),
+fn in_container(at: &str, container: &Container, report: &mut impl FnMut(String, Effect)) {
+    let context = &container.security_context;
+    let labels = (context.app_armor_profile.as_ref(), context.se_linux_options.is_some());
+    labelling(&format!("{at}.securityContext"), labels, report);
+    limits(&format!("{at}.resources"), &container.resources, report);
+    // An unknown kind of hook has been reported as an unknown field already.
+    let hook = |hook: &Option<Hook>| hook.as_ref().is_some_and(|h| h.0 != Handler::Unknown);
+    let without_effect = [
+        ("livenessProbe", container.liveness_probe.is_some()),
+        ("readinessProbe", container.readiness_probe.is_some()),
+        ("startupProbe", container.startup_probe.is_some()),
+        ("lifecycle.postStart", hook(&container.lifecycle.post_start)),
+        ("lifecycle.preStop", hook(&container.lifecycle.pre_stop)),
+        ("stdinOnce", container.stdin_once),
+        ("targetContainerName", container.target_container_name.is_some()),
     ];
-    for (list, containers) in lists {
-        for (i, container) in containers.iter().enumerate() {
-            let at = format!("spec.{list}.{i}");
-            let context = &container.security_context;
-            profiles(
-                &format!("{at}.securityContext"),
-                context.seccomp_profile.as_ref(),
-                context.app_armor_profile.as_ref(),
-                report,
-            );
-            if context.se_linux_options.is_some() {
-                report(format!("{at}.securityContext.seLinuxOptions"), Effect::Warn);
-            }
-            if context.proc_mount == ProcMount::Unmasked {
-                report(format!("{at}.securityContext.procMount"), Effect::Warn);
-            }
-            let probes = [
-                ("livenessProbe", container.liveness_probe.is_some()),
-                ("readinessProbe", container.readiness_probe.is_some()),
-                ("startupProbe", container.startup_probe.is_some()),
-            ];
-            for (field, _) in probes.iter().filter(|(_, present)| *present) {
-                report(format!("{at}.{field}"), Effect::Warn);
-            }
-            let hooks =
-                [("postStart", &container.lifecycle.post_start), ("preStop", &container.lifecycle.pre_stop)];
-            for (field, hook) in hooks {
-                // An unknown kind of hook has been reported as an unknown field already.
-                if hook.as_ref().is_some_and(|h| h.0 != Handler::Unknown) {
-                    report(format!("{at}.lifecycle.{field}"), Effect::Warn);
-                }
-            }
-            let all = |r: &super::RestartRule| r.action == RestartRuleAction::RestartAllContainers;
-            if container.restart_policy_rules.iter().any(all) {
-                report(format!("{at}.restartPolicyRules"), Effect::Refuse);
-            }
-        }
+    for (field, _) in without_effect.iter().filter(|(_, present)| *present) {
+        report(format!("{at}.{field}"), Effect::Warn);
+    }
+    let all = |r: &RestartRule| r.action == RestartRuleAction::RestartAllContainers;
+    if container.restart_policy_rules.iter().any(all) {
+        report(format!("{at}.restartPolicyRules"), Effect::Refuse);
     }
 }
 
-/// Profiles that are promised and cannot be kept. SELinux labels are different: on a node without SELinux, kubelet
-/// runs the pod without them, and so do we.
-fn profiles(
+/// An AppArmor profile is a promise that cannot be kept here. SELinux labels are different: on a node without SELinux,
+/// kubelet runs the pod without them, and so do we.
+fn labelling(
     at: &str,
-    seccomp: Option<&SecurityProfile>,
-    app_armor: Option<&SecurityProfile>,
+    (app_armor, se_linux): (Option<&SecurityProfile>, bool),
     report: &mut impl FnMut(String, Effect),
 ) {
-    if matches!(seccomp, Some(SecurityProfile::Localhost(_))) {
-        report(format!("{at}.seccompProfile.localhostProfile"), Effect::Refuse);
-    }
     if matches!(app_armor, Some(SecurityProfile::Localhost(_) | SecurityProfile::RuntimeDefault)) {
         report(format!("{at}.appArmorProfile"), Effect::Refuse);
+    }
+    if se_linux {
+        report(format!("{at}.seLinuxOptions"), Effect::Warn);
+    }
+}
+
+/// Limits that nobody enforces. Huge pages are memory: taken without a limit they are taken from others.
+fn limits(at: &str, resources: &Resources, report: &mut impl FnMut(String, Effect)) {
+    for name in resources.limits.keys().filter(|n| !["cpu", "memory"].contains(&n.as_str())) {
+        let effect = if name.starts_with("hugepages-") { Effect::Refuse } else { Effect::Warn };
+        report(format!("{at}.limits.{name}"), effect);
     }
 }

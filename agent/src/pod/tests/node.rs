@@ -25,8 +25,8 @@ use crate::pod::worker::{Clock, Context};
 pub struct FakeNode {
     clock: Clock,
     pods: Mutex<BTreeMap<PodUid, OnePod>>,
-    /// How long a pull takes.
-    pub pull_time: Mutex<Duration>,
+    /// How long the pull of an image takes; others take no time.
+    pub slow_pulls: Mutex<BTreeMap<String, Duration>>,
     /// Pulls that were dropped half-way.
     pub dropped_pulls: Arc<AtomicUsize>,
     /// What the node holds at the start of the daemon.
@@ -63,7 +63,7 @@ impl FakeNode {
         Arc::new(Self {
             clock,
             pods: Mutex::default(),
-            pull_time: Mutex::default(),
+            slow_pulls: Mutex::default(),
             dropped_pulls: Arc::default(),
             residents: Mutex::default(),
             changed: watch::Sender::new(0),
@@ -158,9 +158,9 @@ impl Host for FakeNode {
     }
 
     async fn execute(&self, pod: &Arc<Pod>, action: &Action) -> Result<Done, ActionError> {
-        if matches!(action, Action::PullImage { .. }) {
+        if let Action::PullImage { image } = action {
             let mut guard = PullGuard(Some(Arc::clone(&self.dropped_pulls)));
-            let time = *self.pull_time.lock().unwrap();
+            let time = self.slow_pulls.lock().unwrap().get(image).copied().unwrap_or_default();
             tokio::time::sleep(time).await;
             guard.0 = None;
         }

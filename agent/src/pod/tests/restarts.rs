@@ -1,11 +1,13 @@
 //! Restart policies and CrashLoopBackOff.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::json;
 
 use super::sim::{Sim, container_with, one};
 use crate::pod::action::Action;
+use crate::pod::spec::Pod;
 use crate::pod::status::Phase;
 
 #[test]
@@ -167,6 +169,19 @@ fn the_restart_count_goes_on_after_a_reboot_that_forgot_the_attempts() {
     let status = sim.container("a");
     assert_eq!(status.restart_count, 3);
     assert_eq!(status.last_state.as_ref().unwrap().reason, "ContainerStatusUnknown");
+}
+
+#[test]
+fn another_image_gets_its_chance_at_once() {
+    let mut sim = Sim::up(&one("Always"));
+    waits(&mut sim, 5);
+    sim.exit("a", 1);
+    assert_eq!(sim.state("a"), "waiting CrashLoopBackOff");
+    let mut changed = Pod::clone(&sim.wanted.pod);
+    changed.spec.containers[0].image = "a:2".into();
+    sim.wanted.pod = Arc::new(changed);
+    assert_eq!(sim.settle(), ["PullImage a:2", "StartContainer a/6", "RemoveContainer a/4"]);
+    assert_eq!(waits(&mut sim, 3), [0, 10, 20]);
 }
 
 #[test]

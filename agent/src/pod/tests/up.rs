@@ -1,5 +1,6 @@
 //! Bringing pods up.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::json;
@@ -8,6 +9,7 @@ use super::sim::{Sim, container, container_with, one};
 use super::world::{NODE_IP, attempt};
 use crate::pod::action::Action;
 use crate::pod::observed::Sandbox;
+use crate::pod::spec::Pod;
 use crate::pod::status::{ConditionStatus, Phase};
 
 #[test]
@@ -172,6 +174,31 @@ fn a_lost_sandbox_is_cleared_away_and_made_anew_with_its_init_containers() {
 }
 
 #[test]
+fn a_start_begun_in_a_lost_sandbox_must_not_end_in_the_next() {
+    let mut sim = Sim::new(&one("Always"));
+    sim.step();
+    sim.step();
+    let start = sim.begin();
+    sim.world.lose_sandbox();
+    sim.world.racy = true;
+    assert_eq!(sim.begin(), [], "the start is waited for");
+    sim.end(&start[0]);
+    assert_eq!(
+        sim.settle(),
+        ["DetachNetwork", "RemoveSandbox", "CreateSandbox 1", "AttachNetwork"],
+        "and tried again after its back-off"
+    );
+}
+
+#[test]
+fn an_attempt_that_claims_to_run_in_an_earlier_sandbox_does_not() {
+    let mut sim = Sim::up(&one("Always"));
+    sim.world.newest("a").unwrap().sandbox = 7;
+    assert_eq!(sim.settle(), ["StartContainer a/1"]);
+    assert_eq!(sim.container("a").last_state.as_ref().unwrap().reason, "ContainerStatusUnknown");
+}
+
+#[test]
 fn a_lost_sandbox_ends_a_pod_that_never_restarts() {
     let mut sim = Sim::up(&one("Never"));
     sim.world.lose_sandbox();
@@ -218,6 +245,28 @@ fn a_container_that_cannot_be_configured_waits_with_the_reason() {
     sim.seconds(1);
     assert_eq!(sim.state("a"), "running");
     assert_eq!(sim.container("a").restart_count, 0, "what was never created does not count");
+}
+
+#[test]
+fn a_container_whose_image_is_changed_is_replaced_whatever_the_policy() {
+    for policy in ["Always", "OnFailure", "Never"] {
+        let mut sim = Sim::up(&json!({
+            "restartPolicy": policy, "terminationGracePeriodSeconds": 20,
+            "containers": [container("a"), container("b")],
+        }));
+        sim.world.stubborn.insert("a".into());
+        let mut changed = Pod::clone(&sim.wanted.pod);
+        changed.spec.containers[0].image = "a:2".into();
+        sim.wanted.pod = Arc::new(changed);
+        sim.events.clear();
+        assert_eq!(sim.seconds(19), ["StopContainer a/0"], "{policy}");
+        let done = sim.seconds(1);
+        assert_eq!(done, ["KillContainer a/0", "PullImage a:2", "StartContainer a/1"], "{policy}");
+        assert_eq!(sim.events[0], "Killing: Container a definition changed, will be restarted");
+        assert_eq!(sim.container("a").image, "a:2");
+        assert_eq!(sim.container("b").restart_count, 0);
+        assert_eq!(sim.status().phase, Phase::Running);
+    }
 }
 
 #[test]

@@ -88,16 +88,22 @@ async fn a_stubborn_container_is_killed_by_the_clock_and_the_worker_ends() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_pull_is_dropped_when_the_pod_is_deleted() {
+async fn a_pull_is_dropped_when_the_pod_is_deleted_while_the_rest_takes_its_time() {
     let node = FakeNode::new();
-    *node.pull_time.lock().unwrap() = Duration::from_secs(3000);
-    let work = work(&node, named("web", "u", &json!({})));
-    node.until("the sandbox", |n| n.done("u").contains(&"AttachNetwork".into())).await;
+    node.slow_pulls.lock().unwrap().insert("b:1".into(), Duration::from_secs(3000));
+    let two = json!({"containers": [super::sim::container("a"), super::sim::container("b")]});
+    let work = work(&node, named("web", "u", &two));
+    work.up().await;
+    node.happen("u", |world, _| {
+        world.stubborn.insert("a".into());
+    });
     let begin = Instant::now();
     work.delete(30);
+    node.until("the stop signal", |n| n.done("u").contains(&"StopContainer a/0".into())).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(node.dropped_pulls.load(Ordering::SeqCst), 1, "long before the pod has ended");
     assert_eq!(work.task.await.unwrap(), Ended::Done);
-    assert!(begin.elapsed() < Duration::from_secs(1));
-    assert_eq!(node.dropped_pulls.load(Ordering::SeqCst), 1);
+    assert_eq!(begin.elapsed().as_secs(), 30);
     assert!(node.is_empty("u"));
 }
 

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::registry::{Registry, Target, WriteOptions};
+use crate::registry::{DeleteOptions, Registry, Target, WriteOptions};
 use crate::resource::{Kind, NAMESPACES, SERVICES};
 use crate::status::{ApiError, ApiResult};
 use crate::strategy::Part;
@@ -57,7 +57,13 @@ fn kubernetes_service(registry: &Registry) -> ApiResult<()> {
         "spec": {"clusterIP": address.to_string(), "type": "ClusterIP",
             "ports": [{"name": "https", "port": 443, "protocol": "TCP", "targetPort": port}]},
     });
-    if registry.find(Kind::Service, "default", "kubernetes")?.is_none() {
+    let found = registry.find(Kind::Service, "default", "kubernetes")?;
+    let moved = found.as_ref().is_some_and(|f| f["spec"]["clusterIP"] != service["spec"]["clusterIP"]);
+    if moved {
+        // The service network was configured anew.
+        registry.delete(SERVICES, "default", "kubernetes", &DeleteOptions::default())?;
+    }
+    if found.is_none() || moved {
         registry.create(SERVICES, "default", service, WriteOptions::default())?;
         return Ok(());
     }
@@ -79,14 +85,19 @@ fn kubernetes_slice(registry: &Registry) -> ApiResult<()> {
         "endpoints": [{"addresses": [address.to_string()], "conditions": {"ready": true}}],
         "ports": [{"name": "https", "port": port, "protocol": "TCP"}],
     });
-    if registry.find(Kind::EndpointSlice, "default", "kubernetes")?.is_none() {
+    let found = registry.find(Kind::EndpointSlice, "default", "kubernetes")?;
+    let moved = found.as_ref().is_some_and(|f| f["addressType"] != slice["addressType"]);
+    if moved {
+        registry.delete(api, "default", "kubernetes", &DeleteOptions::default())?;
+    }
+    if found.is_none() || moved {
         registry.create(api, "default", slice, WriteOptions::default())?;
         return Ok(());
     }
     let target = Target { api, namespace: "default", name: "kubernetes", part: Part::Main };
     let change = |now: &Value| {
         let mut new = now.clone();
-        for key in ["addressType", "endpoints", "ports"] {
+        for key in ["endpoints", "ports"] {
             new[key] = slice[key].clone();
         }
         Ok(new)

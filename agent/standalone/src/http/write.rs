@@ -145,8 +145,14 @@ fn apply(context: &Context<'_>, api: &'static ApiResource, mode: Mode, bytes: &[
     }
     let (api_version, now) = (api.api_version(), object::now());
     let force = query.is_true("force");
-    let applier =
-        patch::Applier { manager, force, type_name: api.schema, api_version: &api_version, now: &now };
+    let applier = patch::Applier {
+        manager,
+        force,
+        status: context.request.subresource == "status",
+        type_name: api.schema,
+        api_version: &api_version,
+        now: &now,
+    };
     let registry = &context.app.registry;
     let request = &context.request;
     let updated = registry.update(target(context, api), options(mode), |old| {

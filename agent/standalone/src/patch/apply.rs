@@ -16,6 +16,8 @@ pub struct Applier<'a> {
     pub manager: &'a str,
     /// `force`: take over what others own.
     pub force: bool,
+    /// Whether the status is applied and not the rest.
+    pub status: bool,
     /// The resource's type in the schema.
     pub type_name: &'static str,
     /// The resource's `apiVersion`.
@@ -31,7 +33,8 @@ pub struct Applier<'a> {
 pub fn apply(applier: Applier<'_>, live: &Value, config: &Value) -> ApiResult<Value> {
     let root = Type::Struct(applier.type_name);
     let mut config = config.clone();
-    for key in ["status", "kind", "apiVersion"] {
+    let other_part = if applier.status { "spec" } else { "status" };
+    for key in [other_part, "kind", "apiVersion"] {
         object::remove(&mut config, key);
     }
     object::metadata(&mut config).remove("managedFields");
@@ -340,8 +343,14 @@ mod tests {
     use super::*;
 
     fn applied(manager: &str, force: bool, live: &Value, config: &Value) -> ApiResult<Value> {
-        let applier =
-            Applier { manager, force, type_name: "Pod", api_version: "v1", now: "2026-01-01T00:00:00Z" };
+        let applier = Applier {
+            manager,
+            force,
+            status: false,
+            type_name: "Pod",
+            api_version: "v1",
+            now: "2026-01-01T00:00:00Z",
+        };
         apply(applier, live, config)
     }
 

@@ -19,7 +19,7 @@ pub struct DeleteOptions {
     pub grace_period_seconds: Option<i64>,
     /// What must be true of the object.
     pub preconditions: Option<Preconditions>,
-    /// `Orphan`, `Background` or `Foreground`; this server always works in the background.
+    /// `Orphan`, `Background` or `Foreground`; this server takes `Foreground` for `Background`.
     pub propagation_policy: Option<String>,
     /// Check everything, change nothing.
     pub dry_run: Vec<String>,
@@ -80,6 +80,9 @@ impl Registry {
                 Verdict::Leave => Ok(Deleted::Terminating(before)),
                 _ if options.is_dry_run() => Ok(Deleted::Gone(before)),
                 Verdict::Remove => {
+                    if options.propagation_policy.as_deref() == Some("Orphan") {
+                        self.disown(tx, object::uid(&object))?;
+                    }
                     let last = tx.delete(api.kind, namespace, name)?.unwrap_or(before);
                     Ok(Deleted::Gone(last))
                 }
@@ -89,6 +92,19 @@ impl Registry {
                 }
             }
         })
+    }
+
+    /// Takes the references to an owner away from what it owned.
+    fn disown(&self, tx: &mut Tx<'_>, uid: &str) -> ApiResult<()> {
+        let owned = self.index.read().owned.get(uid).cloned().unwrap_or_default();
+        for (kind, namespace, name) in owned {
+            let Some(bytes) = tx.get(kind, &namespace, &name)? else { continue };
+            let mut item = object::parse(&bytes);
+            object::list_mut(&mut item["metadata"], "ownerReferences")
+                .retain(|o| object::text(o, "uid") != uid);
+            tx.put(kind, item)?;
+        }
+        Ok(())
     }
 
     /// Removes a namespace whose content is gone.

@@ -104,8 +104,9 @@ impl Store {
     /// When the directory cannot be used or the database is not one.
     pub fn open(dir: &Path) -> Result<Self, StoreError> {
         let disk = Disk::open(&dir.join("objects.redb"))?;
-        let mut version = disk.version()?;
-        let (log, replayed) = Log::open(dir, version)?;
+        let saved = disk.version()?;
+        let (log, replayed) = Log::open(dir, saved)?;
+        let mut version = saved.max(disk.given()?);
         let mut active = Overlay::new();
         for op in replayed {
             version = version.max(op.version);

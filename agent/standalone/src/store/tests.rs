@@ -42,6 +42,38 @@ fn a_killed_process_finds_everything_it_wrote() {
 }
 
 #[test]
+fn a_database_that_was_opened_anew_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    put(&store, "a", "1");
+    store.flush().unwrap();
+    put(&store, "b", "1");
+    store.disk.reopen();
+    assert_eq!(content(&store).len(), 2);
+    store.flush().unwrap();
+    assert_eq!(content(&store).len(), 2);
+}
+
+#[test]
+fn versions_never_go_back_whatever_is_lost() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut last = 0;
+    for round in 0..4 {
+        let store = Store::open(dir.path()).unwrap();
+        assert!(store.version() >= last, "round {round}");
+        put(&store, "a", "1");
+        last = store.version();
+        drop(store);
+        // A power cut: the log never reached the disk.
+        for entry in std::fs::read_dir(dir.path()).unwrap().flatten() {
+            if entry.file_name().to_string_lossy().starts_with("log.") {
+                std::fs::remove_file(entry.path()).unwrap();
+            }
+        }
+    }
+}
+
+#[test]
 fn a_closed_store_goes_on_with_its_versions() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path()).unwrap();

@@ -190,6 +190,7 @@ pub fn create(registry: &Registry, service: &mut Value, causes: &mut Vec<Cause>)
 pub fn update(registry: &Registry, old: &Value, new: &mut Value, causes: &mut Vec<Cause>) -> ApiResult<()> {
     map_mut(new, "spec");
     fill(new);
+    drop_of_old_type(old, new);
     keep_allocated(old, new);
     check(new, causes);
     let same_kind = (text_at(old, &["spec", "type"]) == "ExternalName")
@@ -203,6 +204,31 @@ pub fn update(registry: &Registry, old: &Value, new: &mut Value, causes: &mut Ve
         allocate(&registry.allocator, new, Some(old), causes)?;
     }
     Ok(())
+}
+
+/// What the old type needed and the new one does not goes, unless it was changed on purpose.
+fn drop_of_old_type(old: &Value, new: &mut Value) {
+    let outside = |s: &Value| matches!(text_at(s, &["spec", "type"]), "NodePort" | "LoadBalancer");
+    if outside(old) && !outside(new) {
+        let before = ports_of(old);
+        let same = ports_of(new).iter().all(|p| before.contains(p));
+        for port in items_mut(&mut new["spec"], "ports").iter_mut().filter(|_| same) {
+            object::remove(port, "nodePort");
+        }
+        if items(&new["spec"], "externalIPs").is_empty() {
+            drop_if_same(old, new, "externalTrafficPolicy");
+        }
+    }
+    if text_at(new, &["spec", "type"]) != "LoadBalancer" {
+        drop_if_same(old, new, "allocateLoadBalancerNodePorts");
+        drop_if_same(old, new, "loadBalancerClass");
+    }
+}
+
+fn drop_if_same(old: &Value, new: &mut Value, key: &str) {
+    if old["spec"][key] == new["spec"][key] {
+        object::remove(&mut new["spec"], key);
+    }
 }
 
 fn keep_allocated(old: &Value, new: &mut Value) {
@@ -440,6 +466,15 @@ mod tests {
         assert_eq!(allocator.next_address("IPv4"), None);
         allocator.release(&json!({"spec": all[0]}));
         assert_eq!(allocator.next_address("IPv4"), Some(text(&all[0], "clusterIP").parse().unwrap()));
+    }
+
+    #[test]
+    fn a_service_that_is_no_longer_outside_gives_up_its_node_ports() {
+        let old = json!({"spec": {"type": "NodePort", "externalTrafficPolicy": "Cluster", "ports": [{"port": 80, "nodePort": 30000}]}});
+        let mut new = old.clone();
+        new["spec"]["type"] = "ClusterIP".into();
+        drop_of_old_type(&old, &mut new);
+        assert_eq!(new, json!({"spec": {"type": "ClusterIP", "ports": [{"port": 80}]}}));
     }
 
     #[test]
