@@ -46,6 +46,11 @@ pub struct RunArgs {
     #[arg(long, value_name = "TAINTS", value_delimiter = ',')]
     pub register_with_taints: Vec<Taint>,
 
+    /// Registry that images may be pulled from in plain HTTP, besides loopback: host or host:port; can be repeated. Mirrors
+    /// and authorities are read from /etc/orlop/certs.d/<registry>/hosts.toml
+    #[arg(long, value_name = "HOST")]
+    pub plain_http: Vec<String>,
+
     /// How much to log: 0 one line for each transition, 4 for finding faults, 6 everything
     #[arg(long = "v", short = 'v', value_name = "LEVEL", default_value_t = 0)]
     pub verbosity: u8,

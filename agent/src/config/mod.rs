@@ -239,6 +239,8 @@ pub struct Images {
     pub high_percent: u8,
     /// Collect down to this share.
     pub low_percent: u8,
+    /// Registries besides loopback that may be spoken to in plain HTTP.
+    pub plain_http: Vec<String>,
 }
 
 impl Config {
@@ -287,7 +289,7 @@ impl Config {
             pods: pods(&file),
             logs: logs(&file),
             node: node(args, &file)?,
-            images: images(&file),
+            images: images(args, &file),
             reserved: reserved(&file),
             pod_cidrs: file.pod_cidr,
         })
@@ -458,7 +460,7 @@ fn reserved(file: &KubeletConfiguration) -> Reserved {
     }
 }
 
-fn images(file: &KubeletConfiguration) -> Images {
+fn images(args: &RunArgs, file: &KubeletConfiguration) -> Images {
     let limit = file.max_parallel_image_pulls;
     let serialize = file.serialize_image_pulls.unwrap_or(limit.is_some_and(|n| n < 2));
     Images {
@@ -468,6 +470,7 @@ fn images(file: &KubeletConfiguration) -> Images {
         maximum_age: Some(file.image_maximum_gc_age.0).filter(|age| !age.is_zero()),
         high_percent: file.image_gc_high_threshold_percent.unwrap_or(85),
         low_percent: file.image_gc_low_threshold_percent.unwrap_or(80),
+        plain_http: args.plain_http.clone(),
     }
 }
 

@@ -26,6 +26,9 @@ use crate::node::resources;
 use crate::pod::admission::Allocatable;
 use crate::pod::wanted::NodeFacts;
 
+/// Mirrors and authorities of registries, as in containerd's `certs.d`. Read at each pull; it need not be there.
+const REGISTRY_HOSTS: &str = "/etc/orlop/certs.d";
+
 /// The service proxy's configuration.
 pub fn proxy(config: &Config, addresses: &[IpAddr]) -> orlop_netproxy::Config {
     orlop_netproxy::Config {
@@ -47,6 +50,7 @@ pub fn parts(
     services: Arc<ServiceVariables>,
 ) -> anyhow::Result<Parts> {
     let images = Arc::new(Store::open(&config.root_dir.join("images")).context("open the image store")?);
+    verify_images(&images);
     let network = Network::open(NetworkSettings {
         conf_dir: "/etc/cni/net.d".into(),
         bin_dir: "/opt/cni/bin".into(),
@@ -58,11 +62,29 @@ pub fn parts(
         settings: settings(config, addresses),
         cgroups: Cgroups::detect(&config.cgroups.root)?,
         network: Arc::new(network),
-        puller: Arc::new(Puller::new(Arc::clone(&images), RegistryConfig::default())),
+        puller: Arc::new(Puller::new(Arc::clone(&images), registries(config))),
         images,
         objects: Arc::new(Objects::new(client.clone())),
         services,
     })
+}
+
+fn registries(config: &Config) -> RegistryConfig {
+    RegistryConfig {
+        plain_http: config.images.plain_http.clone(),
+        hosts_folder: Some(REGISTRY_HOSTS.into()),
+        ..RegistryConfig::default()
+    }
+}
+
+/// The first start after a boot looks whether the disk has kept the layers. No container runs yet.
+fn verify_images(images: &Store) {
+    let verified = fs::read_to_string("/proc/sys/kernel/random/boot_id")
+        .map_err(|error| error.to_string())
+        .and_then(|boot| images.verify_after_boot(boot.trim()).map_err(|error| error.to_string()));
+    if let Err(error) = verified {
+        tracing::warn!(%error, "the image layers could not be checked after the boot");
+    }
 }
 
 fn settings(config: &Config, addresses: &[IpAddr]) -> Settings {

@@ -9,6 +9,7 @@
 //! name the services there are.
 
 mod build;
+mod image_gc;
 mod node;
 pub mod notify;
 pub mod services;
@@ -173,7 +174,7 @@ async fn start_node(
         config: Arc::clone(config),
         registered: registered.clone(),
         network,
-        images,
+        images: Arc::clone(&images),
         conditions,
         allocatable,
         proxy: proxy.events.clone(),
@@ -195,6 +196,7 @@ async fn start_node(
         "pod source",
         pod_source(client.clone(), config.node_name.clone(), registered.clone(), services_listed, updates),
     );
+    tasks.spawn("image garbage", image_gc::run(images, config.images.clone(), pods.clone()));
     let lookup = Arc::new(NodePods::new(pods.clone(), config.pod_logs_dir.clone()));
     let server = NodeServer::bind(config, addresses, client, lookup).await?;
     tasks.spawn("server", server.run());

@@ -59,15 +59,23 @@ pub struct Follow {
 impl Follow {
     /// Runs until the Node's task ends.
     pub async fn run(mut self) {
+        let mut images = self.images.changes();
         self.health().await;
         loop {
             let view = self.registered.borrow_and_update().clone();
             if let Some(view) = view {
                 self.take(&view).await;
             }
-            // Cancel-safe: a watch channel keeps its newest value.
-            if self.registered.changed().await.is_err() {
-                return;
+            loop {
+                // Cancel-safe, both: a watch channel keeps its newest value.
+                tokio::select! {
+                    changed = self.registered.changed() => match changed {
+                        Ok(()) => break,
+                        Err(_) => return,
+                    },
+                    // The store lives as long as this task holds it.
+                    _ = images.changed() => self.health().await,
+                }
             }
         }
     }

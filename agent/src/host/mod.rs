@@ -6,6 +6,7 @@
 pub mod cgroup;
 pub mod container;
 pub mod files;
+mod hold;
 mod observe;
 mod pull;
 mod sandbox;
@@ -92,6 +93,7 @@ impl NodeHost {
             objects: parts.objects,
             services: parts.services,
         };
+        host.release_stale_holds();
         host.link_adopted_logs();
         Ok(host)
     }

@@ -143,6 +143,7 @@ impl NodeHost {
         for dir in [settings.run_pod(uid), settings.pod_logs(pod), settings.root_pod(uid)] {
             files::remove_tree(&dir).map_err(unkillable)?;
         }
+        self.release_images(uid).await;
         self.supervisors.forget(uid);
         Ok(())
     }

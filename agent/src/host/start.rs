@@ -51,6 +51,7 @@ impl NodeHost {
         let live =
             self.supervisors.live(pod.uid()).ok_or_else(|| broken("the pod's sandbox is gone".to_owned()))?;
         let image = self.image_of(container)?;
+        self.hold_image(pod.uid(), &image.id).await.map_err(broken)?;
         let env = self.environment(pod, container, &live).await.map_err(misconfigured)?;
         let start = self.bundle(pod, container, &Prepared { id, image: &image, env, backoff })?;
         let uid = pod.uid();

@@ -21,6 +21,10 @@ impl Store {
     /// [`StoreError::NotFound`] if the image has been removed meanwhile.
     pub fn hold(&self, id: &Digest, owner: &str) -> Result<(), StoreError> {
         let path = self.hold_path(id, owner)?;
+        // Who holds an image already need not wait for the lock: it has not been removed.
+        if path.exists() && self.record_path(id).exists() {
+            return Ok(());
+        }
         let _lock = self.lock()?;
         if self.read_record(id)?.is_none() {
             return Err(StoreError::NotFound(id.to_string()));
@@ -37,6 +41,8 @@ impl Store {
     /// Failing file operations.
     pub fn release(&self, id: &Digest, owner: &str) -> Result<(), StoreError> {
         let path = self.hold_path(id, owner)?;
+        // Under the lock: the folder must not vanish while somebody puts a hold into it.
+        let _lock = self.lock()?;
         match fs::remove_file(&path) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
             other => other.at("remove", &path)?,
@@ -44,6 +50,26 @@ impl Store {
         // Fails while others hold the image, as it should.
         let _ = fs::remove_dir(self.root.join("holds").join(id.file_name()));
         self.touch(id)
+    }
+
+    /// Ends every hold of an owner. Returns how many there were.
+    ///
+    /// # Errors
+    /// Failing file operations.
+    pub fn release_all(&self, owner: &str) -> Result<usize, StoreError> {
+        let folder = self.root.join("holds");
+        let mut released = 0;
+        for entry in fs::read_dir(&folder).at("read", &folder)? {
+            let path = entry.at("read", &folder)?.path();
+            let id = path.file_name().and_then(|name| name.to_str()).and_then(Digest::from_file_name);
+            if let Some(id) = id
+                && self.hold_path(&id, owner)?.exists()
+            {
+                self.release(&id, owner)?;
+                released += 1;
+            }
+        }
+        Ok(released)
     }
 
     /// Everyone who holds an image. A daemon that starts releases those that are gone.

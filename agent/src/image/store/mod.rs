@@ -38,6 +38,8 @@ pub use self::hold::InvalidOwner;
 pub use self::partial::Partial;
 pub use self::record::{LayerMark, Record};
 pub use self::work::Work;
+use tokio::sync::watch;
+
 use super::config::ImageConfig;
 use super::digest::Digest;
 use super::reference::Reference;
@@ -139,6 +141,8 @@ impl<T, E: Into<io::Error>> At<T> for Result<T, E> {
 pub struct Store {
     root: PathBuf,
     names: Mutex<Names>,
+    /// Counts the changes of records by this process.
+    changes: watch::Sender<u64>,
 }
 
 /// Which name means which image, as of a generation. Small: the records themselves stay on the disk.
@@ -160,7 +164,8 @@ impl Store {
         }
         // Images hold programs with setuid bits and files of any owner: no user of the host may walk in.
         fs::set_permissions(root, fs::Permissions::from_mode(0o700)).at("close to other users", root)?;
-        let store = Self { root: root.to_owned(), names: Mutex::default() };
+        let store =
+            Self { root: root.to_owned(), names: Mutex::default(), changes: watch::Sender::default() };
         store.sweep_work()?;
         Ok(store)
     }
@@ -169,6 +174,12 @@ impl Store {
     #[must_use]
     pub fn root(&self) -> &Path {
         &self.root
+    }
+
+    /// Tells of images that this process adds, renames or removes.
+    #[must_use]
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
     }
 
     /// The image of that name (`busybox`, `host/x:tag`, `host/x@sha256:…`) or ID (`sha256:…`, or at least the first

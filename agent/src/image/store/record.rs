@@ -127,7 +127,10 @@ impl Store {
     }
 
     pub(super) fn new_generation(&self) -> Result<(), StoreError> {
-        write_atomically(&self.root.join("generation"), uuid::Uuid::new_v4().to_string().as_bytes())
+        let written =
+            write_atomically(&self.root.join("generation"), uuid::Uuid::new_v4().to_string().as_bytes());
+        self.changes.send_modify(|count| *count += 1);
+        written
     }
 }
 

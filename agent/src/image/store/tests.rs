@@ -199,3 +199,32 @@ fn other_users_of_the_host_cannot_reach_into_images() {
     Store::open(&root).unwrap();
     assert_eq!(fs::metadata(&root).unwrap().permissions().mode() & 0o777, 0o700);
 }
+
+#[test]
+fn a_pod_that_is_gone_releases_every_image_it_held() {
+    let (_dir, store) = store();
+    let layer = add_layer(&store, b"l");
+    let one = store.commit(record(b"1", &["x:1"], vec![layer.clone()])).unwrap();
+    let two = store.commit(record(b"2", &["x:2"], vec![layer])).unwrap();
+    for (id, owner) in [(&one.id, "a"), (&two.id, "a"), (&two.id, "b"), (&two.id, "b")] {
+        store.hold(id, owner).unwrap();
+    }
+    assert_eq!(store.release_all("a").unwrap(), 2);
+    assert_eq!(store.holds().unwrap(), [(two.id.clone(), "b".to_owned())]);
+    store.remove(&one.id).unwrap();
+    assert!(matches!(store.remove(&two.id), Err(StoreError::InUse { .. })));
+    assert!(matches!(store.release_all("../x"), Err(StoreError::InvalidOwner(_))));
+}
+
+#[test]
+fn changes_of_images_are_told() {
+    let (_dir, store) = store();
+    let mut changes = store.changes();
+    assert!(!changes.has_changed().unwrap());
+    let layer = add_layer(&store, b"l");
+    let image = store.commit(record(b"1", &["x:1"], vec![layer])).unwrap();
+    assert!(changes.has_changed().unwrap());
+    changes.mark_unchanged();
+    store.remove(&image.id).unwrap();
+    assert!(changes.has_changed().unwrap());
+}
