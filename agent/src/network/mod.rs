@@ -82,8 +82,9 @@ impl Network {
         if known == cidrs {
             return Ok(());
         }
-        *self.runtime.lock().unwrap_or_else(PoisonError::into_inner) =
-            Arc::new(runtime(&self.settings, cidrs));
+        if let Err(error) = self.runtime.set_fallback(network(&self.settings, cidrs).to_list()) {
+            tracing::warn!(%error, "the network configuration is not usable");
+        }
         files::write_json(&self.settings.cidrs_file, &cidrs)
     }
 
