@@ -200,13 +200,14 @@ impl Table {
     }
 
     /// A service was added or changed.
-    pub fn apply_service(&mut self, service: Service) {
+    pub fn apply_service(&mut self, mut service: Service) {
         for problem in &service.problems {
             self.complaints.add(&service.name, problem);
         }
         let number = self.number(&service.name);
         let entry = self.entries[number as usize].as_mut().expect("a number handed out has an entry");
         if entry.service.as_deref() != Some(&service) {
+            service.name = entry.name.clone();
             entry.service = Some(Box::new(service));
             self.dirty.insert(number);
             self.changes.count_service();

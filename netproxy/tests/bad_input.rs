@@ -95,6 +95,47 @@ fn a_service_the_kernel_refuses_is_set_aside_until_it_changes() {
 }
 
 #[test]
+fn a_chain_the_kernel_still_holds_is_removed_later_or_used_again() {
+    fn busy(transaction: &Transaction) -> Option<(Errno, usize)> {
+        let removes = |operation: &Operation| matches!(operation, Operation::DeleteChain(..));
+        transaction.operations.iter().position(removes).map(|index| (Errno::EBUSY, index))
+    }
+    let spec = json!({ "clusterIP": "10.96.0.1", "sessionAffinity": "ClientIP", "ports": [{ "port": 80 }] });
+    let object = json!({ "metadata": { "namespace": "ns", "name": "sticky" }, "spec": spec });
+    let service: Service = serde_json::from_value(object).expect("a service");
+    let endpoints = json!({ "metadata": { "namespace": "ns", "name": "sticky", "labels": { "kubernetes.io/service-name": "sticky" } },
+        "addressType": "IPv4", "ports": [{ "name": "", "port": 8080 }], "endpoints": [{ "addresses": ["10.180.0.10"] }] });
+    let mut proxy = Proxy::new(Config::default(), Fake { refuse: Some(busy), ..Fake::default() });
+    proxy.apply(Event::ServicesReset(vec![service.clone()]));
+    proxy.apply(Event::SlicesReset(vec![serde_json::from_value(endpoints).expect("a slice")]));
+    proxy.sync(SystemTime::UNIX_EPOCH).expect("the fake takes it");
+    let left = |proxy: &Proxy<Fake>| {
+        let tables = proxy.backend().tables.values();
+        tables
+            .flat_map(|table| table.chains.keys())
+            .filter(|chain| chain.to_string().contains("ns/sticky"))
+            .count()
+    };
+    let chains = left(&proxy);
+    assert!(chains >= 2);
+    let gone = || Event::ServiceDeleted(ObjectName::new("ns", "sticky"));
+    for _ in 0..3 {
+        proxy.apply(gone());
+        proxy.sync(SystemTime::UNIX_EPOCH).expect("the service goes all the same");
+        assert!(proxy.is_synced());
+        assert_eq!((left(&proxy), outcome(&mut proxy, "10.96.0.1")), (chains, Outcome::Untouched));
+        proxy.apply(Event::ServiceApplied(Box::new(service.clone())));
+        proxy.sync(SystemTime::UNIX_EPOCH).expect("it comes back to chains that are still there");
+        assert_eq!(outcome(&mut proxy, "10.96.0.1"), good());
+    }
+    proxy.apply(gone());
+    proxy.sync(SystemTime::UNIX_EPOCH).expect("the fake takes it");
+    proxy.backend_mut().refuse = None;
+    proxy.sync(SystemTime::UNIX_EPOCH).expect("the fake takes it");
+    assert_eq!(left(&proxy), 0);
+}
+
+#[test]
 fn nothing_is_programmed_before_both_lists_are_complete() {
     let mut proxy = Proxy::new(Config::default(), Fake::default());
     let lists = hostile::events(3);

@@ -23,6 +23,7 @@ fn the_kernel_takes_what_is_left_of_hostile_objects() {
         assert!(matches!(lab.tcp("client", hostile::GOOD, 80), Outcome::Answered(pod, _) if pod == "a"));
     }
     assert_eq!(proxy.verify().expect("the kernel can be read").differences, Vec::<String>::new());
-    lab.nft(&["list", "chains"]).expect("nft can list the chains");
+    let listing = lab.nft(&["list", "ruleset"]).expect("nft can list it all");
+    assert!(listing.lines().count() > 100_000, "every endpoint is listed");
     proxy.cleanup().expect("our own table can be removed");
 }

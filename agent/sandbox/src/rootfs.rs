@@ -14,6 +14,7 @@ use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, open, openat2};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::stat::{Mode, mkdirat};
+use nix::sys::utsname::uname;
 
 use crate::protocol::Rootfs;
 use crate::sys::mount::FsContext;
@@ -61,13 +62,20 @@ pub fn mount_root(rootfs: &Rootfs, target: &Path) -> Result<(), RootfsError> {
         return mount(Some(&rootfs.upper), target, None::<&str>, MsFlags::MS_BIND, None::<&str>)
             .map_err(|errno| failure(rootfs, target, "bind upper directory", errno, None));
     }
-    match overlay_by_option(rootfs, target) {
-        // Before Linux 6.7 layers cannot be given one by one.
-        Err(RootfsError::Overlay { errno: Errno::EINVAL, what, .. }) if what.starts_with("lowerdir+") => {
-            overlay_by_string(rootfs, target)
-        }
-        done => done,
+    if takes_layers_one_by_one(&uname().map(|name| name.release().to_owned()).unwrap_or_default()) {
+        overlay_by_option(rootfs, target)
+    } else {
+        overlay_by_string(rootfs, target)
     }
+}
+
+/// `lowerdir+` came with Linux 6.7. Older kernels take any option when it is set and refuse it, in their log too, when
+/// the file system is created: so this is asked of the release instead of tried.
+fn takes_layers_one_by_one(release: &OsStr) -> bool {
+    let release = release.to_string_lossy();
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|part| part.parse().unwrap_or(0));
+    let version: (u32, u32) = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    version >= (6, 7)
 }
 
 fn failure(
@@ -131,7 +139,9 @@ fn short_name(path: &Path, keep: &mut Vec<OwnedFd>) -> Result<String, Errno> {
 fn overlay_by_string(rootfs: &Rootfs, target: &Path) -> Result<(), RootfsError> {
     let fail = |what: &str, errno| failure(rootfs, target, what, errno, None);
     let mut keep = Vec::new();
-    let mut name = |path: &Path| short_name(path, &mut keep).map_err(|errno| fail("open layer", errno));
+    let mut name = |path: &Path| {
+        short_name(path, &mut keep).map_err(|errno| fail(&format!("open {}", path.display()), errno))
+    };
     let layers = rootfs.lower.iter().rev().map(|layer| name(layer)).collect::<Result<Vec<_>, _>>()?;
     let options = format!(
         "lowerdir={},upperdir={},workdir={}",
@@ -220,6 +230,20 @@ fn make_one(parent: &OwnedFd, name: &OsStr) -> Result<(), Errno> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn kernels_are_told_apart_by_release() {
+        for (release, new) in [
+            ("6.18.44-fc", true),
+            ("6.7.0", true),
+            ("7.0-rc1", true),
+            ("6.1.0-44-amd64", false),
+            ("5.15.0", false),
+            ("", false),
+        ] {
+            assert_eq!(takes_layers_one_by_one(OsStr::new(release)), new, "{release}");
+        }
+    }
 
     #[test]
     fn home_is_found_by_uid() {

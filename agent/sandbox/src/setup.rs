@@ -4,6 +4,7 @@
 //! mount what belongs to the pod, set its sysctls, start its reaper, listen. Never: undoes anything; whatever it makes
 //! ends with the process.
 
+use std::ffi::CString;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -17,11 +18,12 @@ use nix::sys::prctl;
 use nix::sys::signal::SigSet;
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket};
 use nix::sys::stat::{Mode, umask};
-use nix::unistd::{Pid, chdir, setgroups, sethostname, setsid};
+use nix::unistd::{Pid, chdir, fexecve, setgroups, sethostname, setsid};
 
 use crate::protocol::{SandboxConfig, SandboxDir, SupervisorRecord, TmpfsMount, VERSION};
 use crate::reaper;
 use crate::record::{FileError, now_ms, read_json, start_ticks, write_json};
+use crate::sys::mount::open_read_only;
 use crate::sys::{loopback, process};
 
 /// Waiting connections.
@@ -84,6 +86,31 @@ pub struct Sandbox {
     pub listener: OwnedFd,
     /// What answers Hello.
     pub record: SupervisorRecord,
+}
+
+/// The argument that says that this process has been through [`seal_program`].
+pub const SEALED: &str = "--sealed";
+
+/// Executes this program again from a read-only mount of its own file, and returns only if that fails.
+///
+/// A container's process is this program until it executes its own, and an image may name `/proc/self/exe` as its
+/// program. Without this the way back from there to the node's file would be open for writing (CVE-2019-5736). The pages
+/// in memory stay shared with all other processes of this program.
+pub fn seal_program() -> Errno {
+    let text = |arg: std::ffi::OsString| CString::new(arg.into_encoded_bytes()).ok();
+    let args: Option<Vec<CString>> = std::env::args_os().chain([SEALED.into()]).map(text).collect();
+    let pair = |(name, value): (std::ffi::OsString, std::ffi::OsString)| {
+        let mut entry = name;
+        entry.push("=");
+        entry.push(value);
+        text(entry)
+    };
+    let env: Option<Vec<CString>> = std::env::vars_os().map(pair).collect();
+    let (Some(args), Some(env)) = (args, env) else { return Errno::EINVAL };
+    match open_read_only(c"/proc/self/exe").and_then(|program| fexecve(program, &args, &env)) {
+        Ok(never) => match never {},
+        Err(errno) => errno,
+    }
 }
 
 /// Leaves the parent behind: descriptors, session, signals, groups, working directory.

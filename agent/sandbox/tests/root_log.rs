@@ -123,7 +123,12 @@ fn a_full_disk_stops_no_program() {
     let mut plan = Plan::new();
     let small = plan.path("small");
     fs::create_dir(&small).unwrap();
-    plan.config.tmpfs.push(TmpfsMount { target: small.clone(), size_bytes: Some(65536), mode: 0o755 });
+    plan.config.tmpfs.push(TmpfsMount {
+        target: small.clone(),
+        size_bytes: Some(65536),
+        mode: 0o755,
+        gid: None,
+    });
     let mut pod = plan.start();
     let mut start = pod.prepare("app", &pod.spec("app", &["sh", "-c", "seq 1 100000; exit 5"]));
     start.log_path = small.join("0.log");

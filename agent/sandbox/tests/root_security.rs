@@ -181,3 +181,21 @@ fn a_profile_that_kills_kills() {
     assert_eq!(pod.client.exit("app"), (159, Some(31), false));
     pod.shut_down();
 }
+
+#[test]
+fn the_way_back_to_the_nodes_program_is_read_only() {
+    if !can_run() {
+        return;
+    }
+    let mut pod = Plan::new().start();
+    let program = format!("/proc/{}/exe", pod.supervisor.id());
+    let flags = nix::sys::statvfs::statvfs(program.as_str()).unwrap().flags();
+    assert!(flags.contains(nix::sys::statvfs::FsFlags::ST_RDONLY));
+    // An image whose program is whatever runs it gets this program, if it is linked statically, and cannot change it.
+    let start = pod.prepare("self", &pod.spec("self", &["/proc/self/exe"]));
+    match pod.client.start(start) {
+        Ok(_) => assert_eq!(pod.client.exit("self").0, 2, "usage"),
+        Err(failure) => assert!(failure.message.contains("/proc/self/exe"), "{failure}"),
+    }
+    pod.shut_down();
+}

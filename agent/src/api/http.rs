@@ -375,7 +375,7 @@ mod tests {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}/", listener.local_addr().unwrap());
         let http = Http::new(HttpOptions::default());
-        let request = || Request::get(&url).patience(Some(Duration::from_millis(20)));
+        let request = || Request::get(&url).patience(Some(Duration::from_millis(300)));
         let error = http.send(request()).await.unwrap_err();
         assert!(matches!(error, HttpError::Stalled { .. }) && error.is_transient(), "{error}");
         drop(listener.accept().unwrap());

@@ -133,10 +133,11 @@ impl Reporter for ApiReporter {
         let slot = self.slot(pod);
         lock(&slot.state).pending = None;
         let flight = slot.flight.lock().await;
-        let known = lock(&slot.state).sent.as_ref() == Some(&last);
+        let sent = lock(&slot.state).sent.clone();
+        let known = sent.as_ref() == Some(&last);
         let mut gone = lock(&slot.state).gone;
         if !gone && !known {
-            match self.shared.patch(pod, &last).await.map_err(|e| e.to_string())? {
+            match self.shared.patch(pod, &last, sent.as_ref()).await.map_err(|e| e.to_string())? {
                 Sent::Taken(version) => lock(&slot.state).taken(last, version),
                 Sent::Gone => gone = true,
             }
@@ -232,17 +233,17 @@ impl Shared {
             Backoff::new(Duration::from_millis(200), Duration::from_secs(10), Duration::from_secs(60));
         loop {
             let flight = slot.flight.lock().await;
-            let (pod, status) = {
+            let (pod, status, sent) = {
                 let mut state = lock(&slot.state);
                 match state.pending.take().filter(|_| !state.gone) {
-                    Some(status) => (Arc::clone(&lock(&slot.pod)), status),
+                    Some(status) => (Arc::clone(&lock(&slot.pod)), status, state.sent.clone()),
                     None => {
                         state.queued = false;
                         return;
                     }
                 }
             };
-            match self.patch(&pod, &status).await {
+            match self.patch(&pod, &status, sent.as_ref()).await {
                 Ok(Sent::Taken(version)) => {
                     lock(&slot.state).taken(status, version);
                     backoff.succeeded();
@@ -265,8 +266,8 @@ impl Shared {
         }
     }
 
-    async fn patch(&self, pod: &Pod, status: &PodStatus) -> Result<Sent, ApiError> {
-        let body = status_patch::patch(pod, status).map_err(|e| ApiError::Invalid(e.to_string()))?;
+    async fn patch(&self, pod: &Pod, status: &PodStatus, sent: Option<&PodStatus>) -> Result<Sent, ApiError> {
+        let body = status_patch::patch(pod, status, sent).map_err(|e| ApiError::Invalid(e.to_string()))?;
         let path = PODS.sub(Some(pod.namespace()), pod.name(), "status");
         // The semaphore is never closed; were it, sending without a permit would be right.
         let _permit = self.permits.acquire().await;

@@ -181,6 +181,12 @@ impl Host for NodeHost {
         self.supervisors.changes(uid)
     }
 
+    async fn remember(&self, pod: &Arc<Pod>) {
+        if let Err(error) = files::write_json(&self.settings.snapshot(pod.uid()), pod.as_ref()) {
+            tracing::warn!(pod = %pod, %error, "a daemon that starts without an API server will know an older pod");
+        }
+    }
+
     async fn residents(&self) -> Vec<Arc<Pod>> {
         let dir = self.settings.root_dir.join("pods");
         let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();

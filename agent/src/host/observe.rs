@@ -12,6 +12,7 @@ use orlop_sandbox::protocol::{ContainerRecord, FailureKind, RecordState, Sandbox
 
 use super::NodeHost;
 use super::files::read_json;
+use super::stop::STOP_SENT;
 use crate::pod::names::AttemptId;
 use crate::pod::observed::{Attempt, AttemptState, Image, Observed, Sandbox, Vitals};
 use crate::pod::spec::{Pod, TerminationMessagePolicy};
@@ -83,6 +84,7 @@ pub fn records_on_disk(dir: &SandboxDir) -> Vec<ContainerRecord> {
 }
 
 fn attempt(pod: &Pod, dir: &SandboxDir, record: ContainerRecord, alive: bool) -> Attempt {
+    let stop_sent_at = read_json(&dir.attempt(&record.id).join(STOP_SENT)).ok();
     let state = match &record.state {
         RecordState::Starting { .. } if alive => AttemptState::Starting,
         RecordState::Starting { .. } => AttemptState::Lost { started_at: None },
@@ -116,7 +118,7 @@ fn attempt(pod: &Pod, dir: &SandboxDir, record: ContainerRecord, alive: bool) ->
     Attempt {
         id: AttemptId { name: record.id.name.clone().into(), attempt: record.id.attempt },
         sandbox: record.sandbox,
-        vitals: Vitals::default(),
+        vitals: Vitals { stop_sent_at, ..Vitals::default() },
         container_id: format!("orlop://{}", record.container_id),
         image: record.image,
         image_id: record.image_id,

@@ -14,10 +14,19 @@ use crate::pod::action::ActionError;
 use crate::pod::names::AttemptId;
 use crate::pod::spec::Pod;
 
+/// In an attempt's directory: when its stop signal was first sent.
+pub(super) const STOP_SENT: &str = "stop-sent.json";
+
 impl NodeHost {
     pub(super) async fn stop_container(&self, pod: &Pod, id: &AttemptId) -> Result<(), ActionError> {
         let signal = self.stop_signal(pod, id);
-        self.signal(pod, wire_id(id), signal, false).await
+        self.signal(pod, wire_id(id), signal, false).await?;
+        // The grace period goes on counting where a later daemon takes over. Without the file it starts afresh.
+        let sent = self.supervisors.dir(pod.uid()).attempt(&wire_id(id)).join(STOP_SENT);
+        if !sent.exists() {
+            let _ = files::write_json(&sent, &jiff::Timestamp::now());
+        }
+        Ok(())
     }
 
     pub(super) async fn kill_container(&self, pod: &Pod, id: &AttemptId) -> Result<(), ActionError> {

@@ -10,7 +10,7 @@ pub mod service_env;
 use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -44,7 +44,7 @@ pub struct NetworkSettings {
 #[derive(Debug)]
 pub struct Network {
     settings: NetworkSettings,
-    runtime: Mutex<Arc<Runtime>>,
+    runtime: Arc<Runtime>,
 }
 
 /// What the network gave a pod; `network.json` in its run directory.
@@ -69,7 +69,7 @@ impl Network {
     /// With the podCIDRs of an earlier life, if any.
     pub fn open(settings: NetworkSettings) -> Self {
         let cidrs: Vec<IpNet> = files::read_json(&settings.cidrs_file).unwrap_or_default();
-        let runtime = Mutex::new(Arc::new(runtime(&settings, &cidrs)));
+        let runtime = Arc::new(runtime(&settings, &cidrs));
         Self { settings, runtime }
     }
 
@@ -82,8 +82,9 @@ impl Network {
         if known == cidrs {
             return Ok(());
         }
-        *self.runtime.lock().unwrap_or_else(PoisonError::into_inner) =
-            Arc::new(runtime(&self.settings, cidrs));
+        if let Err(error) = self.runtime.set_fallback(network(&self.settings, cidrs).to_list()) {
+            tracing::warn!(%error, "the network configuration is not usable");
+        }
         files::write_json(&self.settings.cidrs_file, &cidrs)
     }
 
@@ -144,7 +145,7 @@ impl Network {
         T: Send + 'static,
         E: std::fmt::Display + Send + 'static,
     {
-        let runtime = Arc::clone(&self.runtime.lock().unwrap_or_else(PoisonError::into_inner));
+        let runtime = Arc::clone(&self.runtime);
         match tokio::task::spawn_blocking(move || call(&runtime)).await {
             Ok(Ok(result)) => Ok(result),
             Ok(Err(error)) => Err(error.to_string()),
@@ -153,19 +154,22 @@ impl Network {
     }
 }
 
-fn runtime(settings: &NetworkSettings, cidrs: &[IpNet]) -> Runtime {
-    let network = DefaultNetwork {
+fn network(settings: &NetworkSettings, cidrs: &[IpNet]) -> DefaultNetwork {
+    DefaultNetwork {
         pod_cidrs: cidrs.to_vec(),
         cluster_cidrs: settings.cluster_cidrs.clone(),
         state_dir: Some(settings.state_dir.clone()),
         ..DefaultNetwork::default()
-    };
+    }
+}
+
+fn runtime(settings: &NetworkSettings, cidrs: &[IpNet]) -> Runtime {
     let runtime = Runtime::new(RuntimeConfig {
         conf_dir: settings.conf_dir.clone(),
         bin_dirs: vec![settings.bin_dir.clone()],
         cache_dir: settings.state_dir.join("results"),
         state_dir: settings.state_dir.clone(),
-        fallback: network.to_list(),
+        fallback: network(settings, cidrs).to_list(),
         timeout: PLUGIN_TIMEOUT,
     });
     // A configuration that does not load is told by every status and every attachment.

@@ -60,38 +60,45 @@ impl Facts {
 }
 
 /// The addresses of this node: those given, or the one that packets towards the default route leave from, or the first
-/// that is not loopback. IPv4 goes before IPv6, as kubelet has it for single-stack nodes.
+/// that is not loopback. IPv4 goes before IPv6, as kubelet has it for single-stack nodes. A given `0.0.0.0` or `::` means to
+/// look for an address of that family.
 pub fn addresses(given: &[IpAddr]) -> Vec<IpAddr> {
-    if !given.is_empty() {
-        return given.to_vec();
+    let look = |v4: bool| routed(v4).or_else(|| first_of_interfaces(v4));
+    if given.is_empty() {
+        let either = routed(true).or_else(|| routed(false));
+        return either
+            .or_else(|| first_of_interfaces(true))
+            .or_else(|| first_of_interfaces(false))
+            .into_iter()
+            .collect();
     }
-    // Connecting a UDP socket sends nothing; it only asks the routing table. The addresses are for documentation.
-    let targets = [
-        (SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)), SocketAddr::from(([192, 0, 2, 1], 9))),
-        (
-            SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)),
-            SocketAddr::from((Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1), 9)),
-        ),
-    ];
-    let routed = targets.iter().find_map(|(local, remote)| {
-        let socket = UdpSocket::bind(local).ok()?;
-        socket.connect(remote).ok()?;
-        Some(socket.local_addr().ok()?.ip()).filter(is_usable)
-    });
-    routed.or_else(first_of_interfaces).into_iter().collect()
+    given.iter().filter_map(|ip| if ip.is_unspecified() { look(ip.is_ipv4()) } else { Some(*ip) }).collect()
 }
 
-fn first_of_interfaces() -> Option<IpAddr> {
-    let all: Vec<IpAddr> = nix::ifaddrs::getifaddrs()
+/// The source of packets towards the default route.
+fn routed(v4: bool) -> Option<IpAddr> {
+    // Connecting a UDP socket sends nothing; it only asks the routing table. The addresses are for documentation.
+    let (local, remote) = match v4 {
+        true => (SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)), SocketAddr::from(([192, 0, 2, 1], 9))),
+        false => {
+            let remote = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
+            (SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)), SocketAddr::from((remote, 9)))
+        }
+    };
+    let socket = UdpSocket::bind(local).ok()?;
+    socket.connect(remote).ok()?;
+    Some(socket.local_addr().ok()?.ip()).filter(is_usable)
+}
+
+fn first_of_interfaces(v4: bool) -> Option<IpAddr> {
+    nix::ifaddrs::getifaddrs()
         .ok()?
         .filter_map(|interface| {
             let address = interface.address?;
             let v4 = address.as_sockaddr_in().map(|a| IpAddr::V4(a.ip()));
             v4.or_else(|| address.as_sockaddr_in6().map(|a| IpAddr::V6(a.ip())))
         })
-        .filter(is_usable)
-        .collect();
-    all.iter().find(|ip| ip.is_ipv4()).or(all.first()).copied()
+        .find(|ip| ip.is_ipv4() == v4 && is_usable(ip))
 }
 
 fn is_usable(ip: &IpAddr) -> bool {
@@ -194,5 +201,7 @@ mod tests {
         let given: Vec<IpAddr> = vec!["10.0.0.1".parse().expect("v4"), "fd00::1".parse().expect("v6")];
         assert_eq!(addresses(&given), given);
         assert!(addresses(&[]).iter().all(is_usable));
+        let any_v4 = addresses(&["0.0.0.0".parse().expect("v4")]);
+        assert!(any_v4.iter().all(|ip| ip.is_ipv4() && is_usable(ip)));
     }
 }

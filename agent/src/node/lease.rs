@@ -65,8 +65,9 @@ impl LeaseTask {
                     self.latest = Some(compact(lease));
                     return Ok(());
                 }
-                Err(ApiError::Conflict(_) | ApiError::NotFound(_)) => {}
-                Err(error) => return Err(error),
+                // Nobody was there to refuse; any refusal means that the Lease is not what it was: look at it.
+                Err(error @ (ApiError::Transport(_) | ApiError::TooMany { .. })) => return Err(error),
+                Err(_) => {}
             }
         }
         let lease = match self.client.get_bytes(&path, timeout).await {

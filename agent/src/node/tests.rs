@@ -169,7 +169,12 @@ impl Cluster {
             },
             ("POST" | "PUT", _) if path.contains("leases") => {
                 if seen.method == "PUT" && self.lease.is_none() {
-                    return fake::status(404, "NotFound", "no lease");
+                    // As a real server says it, since a PUT may create a Lease.
+                    return fake::status(
+                        400,
+                        "BadRequest",
+                        "resourceVersion should not be set on objects to be created",
+                    );
                 }
                 self.lease = Some(self.stamp(seen.json(), "lease"));
                 fake::json(200, &self.lease.clone().unwrap_or_default())

@@ -26,7 +26,7 @@ use crate::host::container::env::Facts;
 use crate::host::container::mounts::VolumeBind;
 use crate::host::files;
 use crate::pod::names::PodUid;
-use crate::pod::spec::{Container, EmptyDir, Medium, Pod, Volume, VolumeSource};
+use crate::pod::spec::{Container, EmptyDir, Medium, MountPropagation, Pod, Volume, VolumeSource};
 use objects::{ObjectError, Objects};
 use payload::PayloadError;
 
@@ -143,6 +143,13 @@ impl Volumes {
                 if !mount.sub_path.is_empty() || !mount.sub_path_expr.is_empty() {
                     return Err(format!(
                         "subPath of volume mount {} is not supported by this node",
+                        mount.mount_path
+                    ));
+                }
+                if mount.mount_propagation == MountPropagation::Bidirectional {
+                    // A supervisor's mounts are slaves of the node's: what a container mounts would not reach the node.
+                    return Err(format!(
+                        "mountPropagation Bidirectional of volume mount {} is not supported by this node",
                         mount.mount_path
                     ));
                 }

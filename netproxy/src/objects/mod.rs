@@ -14,6 +14,7 @@ mod time;
 
 use std::fmt;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use serde::Deserialize;
 
@@ -113,14 +114,14 @@ impl fmt::Display for Family {
     }
 }
 
-/// `namespace/name`.
+/// `namespace/name`. Copies share the text.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct ObjectName(Box<str>);
+pub struct ObjectName(Arc<str>);
 
 impl ObjectName {
     /// Joins the two parts.
     pub fn new(namespace: &str, name: &str) -> Self {
-        Self(format!("{namespace}/{name}").into_boxed_str())
+        Self(format!("{namespace}/{name}").into())
     }
 
     /// `namespace/name`.

@@ -36,7 +36,8 @@ pub(super) struct Structure {
     pub new_chains: Vec<(Family, Chain)>,
     /// Chains whose rules are replaced; with no rules, emptied.
     pub rewritten: Vec<(Family, Chain, Vec<Rule>)>,
-    /// Chains that are removed; they are emptied before.
+    /// Chains that nothing uses any more. They are emptied here, and removed afterwards by a transaction of their own:
+    /// kernels before 6.2 hold a chain for a moment after the map element that named it went.
     pub old_chains: Vec<(Family, Chain)>,
     pub old_sets: Vec<(Family, SetName)>,
 }
@@ -227,9 +228,6 @@ pub(super) fn operations(structure: Structure, delete: Lanes, add: Lanes) -> Vec
     }
     operations.extend(
         add.into_iter().map(|((family, set), elements)| Operation::AddElements(family, set, elements)),
-    );
-    operations.extend(
-        structure.old_chains.into_iter().map(|(family, chain)| Operation::DeleteChain(family, chain)),
     );
     operations.extend(structure.old_sets.into_iter().map(|(family, set)| Operation::DeleteSet(family, set)));
     operations

@@ -17,7 +17,7 @@ mod resync;
 mod stale;
 mod view;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -125,6 +125,8 @@ pub(crate) struct Known {
     pub spread_uses: HashMap<(Family, Chain), u32>,
     /// How many service ports share an element of `cluster-ips` or `hairpin`.
     pub shared: HashMap<Key, u32>,
+    /// Chains that are empty and unused, but still there.
+    pub doomed: BTreeSet<(Family, Chain)>,
     /// The elements of `node-port-ips`.
     pub node_port_ips: HashMap<Family, Vec<IpAddr>>,
 }

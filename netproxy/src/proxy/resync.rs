@@ -9,6 +9,8 @@ use std::collections::{BTreeMap, HashMap};
 use super::build::Seats;
 use super::delta::{self, Delta, Structure};
 use super::{Belief, Error, Known, Proxy, SyncReport};
+use nix::Error as Errno;
+
 use crate::backend::{Backend, BackendError, FoundTable, Operation, Transaction};
 use crate::objects::Family;
 use crate::program::Address;
@@ -44,9 +46,11 @@ impl<B: Backend> Proxy<B> {
         }
         let mut structure = delta.settle(&mut self.known);
         self.settle_networks(&mut structure, &mut delta);
+        let old_chains = self.spare_doomed(&mut structure);
         let operations = delta::operations(structure, delta.delete, delta.add);
         let mut report = self.commit(operations)?;
         self.networks_changed = false;
+        self.remove_chains(old_chains);
         for service in affected {
             let programmed = &self.programs[service as usize];
             if programmed.ports.is_empty() && programmed.claimed.is_empty() {
@@ -119,10 +123,12 @@ impl<B: Backend> Proxy<B> {
         for (family, kept) in &mut kept {
             keep_elements(*family, kept, &mut delta);
         }
+        let old_chains = self.spare_doomed(&mut structure);
         operations.extend(delta::operations(structure, delta.delete, delta.add));
         let mut report = self.commit(operations)?;
         self.belief = Belief::Known;
         self.networks_changed = false;
+        self.remove_chains(old_chains);
         report.adopted = kept.into_keys().collect();
         report.replaced =
             self.config.families.iter().copied().filter(|family| !report.adopted.contains(family)).collect();
@@ -217,6 +223,31 @@ impl<B: Backend> Proxy<B> {
             let Some(set @ SetName::Clients(..)) = SetName::parse(name) else { continue };
             if !self.known.clients.contains(&(family, set.clone())) {
                 structure.old_sets.push((family, set));
+            }
+        }
+    }
+
+    /// Chains that are wanted again before they could be removed need not be made. Gives those to be removed.
+    fn spare_doomed(&mut self, structure: &mut Structure) -> Vec<(Family, Chain)> {
+        let doomed = &mut self.known.doomed;
+        structure.new_chains.retain(|place| !doomed.remove(place));
+        structure.old_chains.clone()
+    }
+
+    /// Removes chains that are empty and unused. A kernel that still holds one is asked again with the next sync.
+    fn remove_chains(&mut self, old: Vec<(Family, Chain)>) {
+        self.known.doomed.extend(old);
+        if self.known.doomed.is_empty() {
+            return;
+        }
+        let doomed = self.known.doomed.iter().cloned();
+        let operations = doomed.map(|(family, chain)| Operation::DeleteChain(family, chain)).collect();
+        match self.commit(operations) {
+            Ok(_) => self.known.doomed.clear(),
+            Err(Error::Backend(BackendError::Kernel { errno: Errno::EBUSY, .. })) => {}
+            Err(error) => {
+                tracing::warn!(%error, "unused chains cannot be removed, the table is read again");
+                self.belief = Belief::Unknown;
             }
         }
     }

@@ -117,7 +117,10 @@ impl<B: Backend> Proxy<B> {
         }
         wrong.extend(found.chains.keys().filter_map(|name| {
             let known = Chain::parse(name).is_some_and(|chain| {
-                matches!(chain, Chain::Spread(..)) || self.known.chains.contains_key(&(family, chain))
+                let place = (family, chain);
+                matches!(place.1, Chain::Spread(..))
+                    || self.known.chains.contains_key(&place)
+                    || self.known.doomed.contains(&place)
             });
             (!known).then(|| format!("{family} chain {name} should not be there"))
         }));

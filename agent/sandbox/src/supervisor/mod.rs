@@ -141,10 +141,13 @@ fn warn(message: impl std::fmt::Display) {
 /// input may be the first connection. If the sandbox cannot be made, the first request on it is
 /// answered with why.
 pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
-    let Some(dir) = parse(args) else {
+    let Some(Arguments { dir, sealed }) = parse(args) else {
         warn("usage: orlop sandbox --dir DIRECTORY [--pod NAMESPACE/NAME]");
         return ExitCode::from(2);
     };
+    if !sealed {
+        warn(format_args!("execute from a read-only mount: {}", setup::seal_program()));
+    }
     let _ = close_from(3);
     let first = take_stdin().map(Connection::new);
     match start(&dir) {
@@ -169,16 +172,24 @@ fn take_stdin() -> Option<OwnedFd> {
     Some(connection)
 }
 
-fn parse(mut args: impl Iterator<Item = OsString>) -> Option<SandboxDir> {
-    let mut dir = None;
+/// The command line.
+struct Arguments {
+    dir: SandboxDir,
+    sealed: bool,
+}
+
+fn parse(mut args: impl Iterator<Item = OsString>) -> Option<Arguments> {
+    let (mut dir, mut sealed) = (None, false);
     while let Some(arg) = args.next() {
         match arg.to_str()? {
             "--dir" => dir = Some(PathBuf::from(args.next()?)),
             "--pod" => drop(args.next()?),
+            setup::SEALED => sealed = true,
             _ => return None,
         }
     }
-    dir.filter(|dir| dir.is_absolute()).map(SandboxDir)
+    let dir = dir.filter(|dir| dir.is_absolute()).map(SandboxDir)?;
+    Some(Arguments { dir, sealed })
 }
 
 fn start(dir: &SandboxDir) -> Result<Supervisor, SetupError> {
@@ -420,7 +431,7 @@ mod tests {
 
     #[test]
     fn arguments_name_the_directory() {
-        let parsed = |args: &[&str]| parse(args.iter().map(OsString::from)).map(|dir| dir.0);
+        let parsed = |args: &[&str]| parse(args.iter().map(OsString::from)).map(|parsed| parsed.dir.0);
         assert_eq!(parsed(&["--dir", "/d", "--pod", "ns/p"]), Some("/d".into()));
         assert_eq!(parsed(&["--dir", "relative"]), None);
         assert_eq!(parsed(&["--dir"]), None);

@@ -11,6 +11,11 @@ use crate::seccomp::bpf::Instruction;
 /// `_LINUX_CAPABILITY_VERSION_3`: two 32-bit words for each set.
 const VERSION_3: u32 = 0x2008_0522;
 
+/// An absent argument of `prctl`. It is variadic and takes whole words: a narrower zero would leave half of one open.
+const NONE: libc::c_ulong = 0;
+/// `PR_CAP_AMBIENT_CLEAR_ALL`, as a whole word.
+const CLEAR_ALL: libc::c_ulong = libc::PR_CAP_AMBIENT_CLEAR_ALL as libc::c_ulong;
+
 #[repr(C)]
 struct Header {
     version: u32,
@@ -55,7 +60,8 @@ pub fn bound(keep: u64) -> Result<(), Errno> {
             continue;
         }
         // SAFETY: numbers only.
-        let done = unsafe { libc::prctl(libc::PR_CAPBSET_DROP, libc::c_ulong::from(capability), 0, 0, 0) };
+        let done =
+            unsafe { libc::prctl(libc::PR_CAPBSET_DROP, libc::c_ulong::from(capability), NONE, NONE, NONE) };
         match Errno::result(done) {
             Ok(_) => {}
             // The first number the kernel does not know ends the list. Capability 0 always exists, so that EINVAL
@@ -70,7 +76,7 @@ pub fn bound(keep: u64) -> Result<(), Errno> {
 /// Empties the ambient set.
 pub fn clear_ambient() -> Result<(), Errno> {
     // SAFETY: numbers only.
-    let done = unsafe { libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) };
+    let done = unsafe { libc::prctl(libc::PR_CAP_AMBIENT, CLEAR_ALL, NONE, NONE, NONE) };
     Errno::result(done).map(drop)
 }
 

@@ -53,6 +53,16 @@ fn cgroup_mounts() -> Vec<PathBuf> {
     if legacy.is_empty() { of("cgroup2") } else { legacy }
 }
 
+/// On version 2 a cgroup with processes of its own hands no controllers down, so the supervisor gets a leaf.
+fn supervisor_cgroup(pod: &Path) -> PathBuf {
+    if !pod.join("cgroup.controllers").exists() {
+        return pod.to_owned();
+    }
+    let leaf = pod.join("supervisor");
+    fs::create_dir(&leaf).unwrap();
+    leaf
+}
+
 pub struct Pod {
     pub dir: SandboxDir,
     pub place: tempfile::TempDir,
@@ -96,7 +106,10 @@ impl Plan {
             shm_bytes: 1 << 20,
             sysctls: BTreeMap::new(),
             tmpfs: Vec::new(),
-            cgroup_procs: cgroups.iter().map(|cgroup| cgroup.join("cgroup.procs")).collect(),
+            cgroup_procs: cgroups
+                .iter()
+                .map(|cgroup| supervisor_cgroup(cgroup).join("cgroup.procs"))
+                .collect(),
             state_dir: place.path().join("state"),
             log_max_bytes: 10 << 20,
             log_max_files: 5,
