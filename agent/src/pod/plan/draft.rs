@@ -64,8 +64,13 @@ impl<'f, 'a> Draft<'f, 'a> {
 
     /// Sends an event unless it was sent for this number.
     pub fn say(&mut self, topic: Topic, number: u64, event: PodEvent) {
+        self.say_all(topic, number, [event]);
+    }
+
+    /// Sends events that belong together unless they were sent for this number.
+    pub fn say_all(&mut self, topic: Topic, number: u64, events: impl IntoIterator<Item = PodEvent>) {
         if !self.facts.history.has_said(&topic, number) {
-            self.events.push(event);
+            self.events.extend(events);
             self.notes.said.push((topic, number));
         }
     }

@@ -96,7 +96,7 @@ fn image(draft: &mut Draft<'_, '_>, container: &ContainerFacts<'_>) -> bool {
         Need::Absent => {
             if let Some(blocked) = blocked(facts, container) {
                 let topic = Topic::Blocked(name.clone());
-                draft.say(topic, 0, events::never_pull(container, &blocked.message));
+                draft.say_all(topic, 0, events::never_pull(container, &blocked.message));
             }
         }
         Need::Pull => {
@@ -105,7 +105,7 @@ fn image(draft: &mut Draft<'_, '_>, container: &ContainerFacts<'_>) -> bool {
                 && blocked.reason == "ImagePullBackOff"
             {
                 let topic = Topic::PullBackOff(image.clone());
-                draft.say(topic, blocked.number, events::pull_back_off(container, &blocked.message));
+                draft.say_all(topic, blocked.number, events::pull_back_off(container));
             }
             draft.act(Action::PullImage { image });
         }
