@@ -212,10 +212,11 @@ impl Signatures {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    fn pair(name: &str) -> (String, String) {
+    /// A self-signed certificate and its key, both PEM.
+    pub(crate) fn pair(name: &str) -> (String, String) {
         let made = rcgen::generate_simple_self_signed([name.to_owned()]).expect("a certificate");
         (made.cert.pem(), made.signing_key.serialize_pem())
     }

@@ -153,11 +153,7 @@ fn modified(source: &CertificateSource) -> Option<(SystemTime, SystemTime)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn pair(name: &str) -> (String, String) {
-        let made = rcgen::generate_simple_self_signed([name.to_owned()]).expect("a certificate");
-        (made.cert.pem(), made.signing_key.serialize_pem())
-    }
+    use crate::tls::tests::pair;
 
     #[test]
     fn a_certificate_is_read_again_when_its_files_change() {
