@@ -85,6 +85,17 @@ impl<'f, 'a> Draft<'f, 'a> {
         self.facts.history.is_in_flight(key)
     }
 
+    /// A pull that has brought its image is about to end by itself, and then tells how it went.
+    pub fn let_pulls_end(&mut self) {
+        for (key, _) in self.facts.history.in_flight() {
+            if let ActionKey::PullImage(image) = key
+                && self.facts.observed.images.contains_key(image)
+            {
+                self.pulls.insert(image.clone());
+            }
+        }
+    }
+
     /// A pull that this plan has no use for is dropped.
     pub fn cancel_unwanted_pulls(&mut self) {
         for (key, _) in self.facts.history.in_flight() {

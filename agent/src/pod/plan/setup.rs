@@ -43,6 +43,7 @@ pub(super) fn bring_up(draft: &mut Draft<'_, '_>) {
             }
         }
     }
+    draft.let_pulls_end();
     stop_outdated(draft);
     forget_old_attempts(draft);
 }
@@ -116,6 +117,7 @@ fn image(draft: &mut Draft<'_, '_>, container: &ContainerFacts<'_>) -> bool {
 fn start(draft: &mut Draft<'_, '_>, container: &ContainerFacts<'_>, backoff: Duration) {
     let id = container.next_attempt();
     let pulled = draft.facts.history.pulled_for(&container.spec.image, &id);
+    let pulled = pulled || draft.in_flight(&ActionKey::PullImage(container.spec.image.clone()));
     let number = u64::from(id.attempt);
     if draft.act(Action::StartContainer { id, backoff }) && !pulled {
         let topic = Topic::AlreadyPresent(container.spec.name.clone());

@@ -104,6 +104,28 @@ fn an_image_name_that_is_none_stays_so() {
 }
 
 #[test]
+fn a_pull_whose_image_is_seen_before_it_ends_is_let_to_end() {
+    let mut sim = Sim::new(&with_policy("IfNotPresent"));
+    let begun = sim.begin();
+    let (pulls, others): (Vec<_>, Vec<_>) = begun.iter().partition(|a| matches!(a, Action::PullImage { .. }));
+    for action in others {
+        sim.end(action);
+    }
+    store(&mut sim.world, "a:1", "1");
+    for _ in 0..2 {
+        for action in sim.begin() {
+            sim.end(&action);
+        }
+        assert_eq!(sim.plan.as_ref().unwrap().cancel, []);
+    }
+    sim.end(pulls[0]);
+    sim.settle();
+    assert_eq!(sim.state("a"), "running");
+    let pulled: Vec<_> = sim.events.iter().filter(|e| e.starts_with("Pulled: ")).collect();
+    assert_eq!(pulled, ["Pulled: Successfully pulled image \"a:1\""]);
+}
+
+#[test]
 fn a_pull_is_dropped_when_the_pod_is_deleted_meanwhile() {
     let mut sim = Sim::new(&one("Always"));
     let begun = sim.begin();
