@@ -15,5 +15,6 @@ pub mod network;
 pub mod node;
 pub mod pod;
 pub mod server;
+pub mod services;
 pub mod shutdown;
 pub mod volume;

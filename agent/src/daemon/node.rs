@@ -4,7 +4,6 @@
 //! the Node object (its task does).
 
 use std::sync::Arc;
-use std::sync::mpsc::Sender;
 
 use orlop_netproxy::Event;
 use orlop_netproxy::objects::Node as ProxyNode;
@@ -19,6 +18,7 @@ use crate::node::{Health, NodeConditions, NodeImage, NodeView, Registered};
 use crate::pod::admission::Allocatable;
 use crate::pod::manager::Pods;
 use crate::pod::names::PodUid;
+use crate::services::Handle;
 
 /// Tells systemd once the node is registered.
 pub async fn announce(mut registered: Registered) {
@@ -53,7 +53,7 @@ pub struct Follow {
     /// What admission knows.
     pub allocatable: watch::Sender<Allocatable>,
     /// The service proxy.
-    pub proxy: Sender<Event>,
+    pub proxy: Handle,
 }
 
 impl Follow {
@@ -97,10 +97,10 @@ impl Follow {
             zone: view.labels.get("topology.kubernetes.io/zone").map(|zone| zone.as_str().into()),
             addresses: view.internal_ips.clone(),
             pod_cidrs: cidrs.clone(),
-            eligible: true,
+            eligible: view.is_staying(),
         };
         // The proxy's thread ends only with the daemon.
-        let _ = self.proxy.send(Event::NodeApplied(Box::new(node)));
+        self.proxy.send(Event::NodeApplied(Box::new(node)));
         self.health().await;
     }
 
