@@ -15,6 +15,7 @@ pub mod network;
 pub mod node;
 pub mod pod;
 pub mod server;
+pub mod services;
 pub mod shutdown;
 pub mod tls;
 pub mod volume;

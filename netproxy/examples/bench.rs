@@ -202,7 +202,7 @@ fn cpu_time() -> Outcome<Duration> {
 
 fn rate(numbers: &mut Numbers) -> Outcome<()> {
     const SERVICES: u32 = 10_000;
-    const EVENTS: u32 = 10_000;
+    const EVENTS: u32 = 60_000;
     let mut proxy = fresh_proxy()?;
     feed(&mut proxy, SERVICES, 2)?;
     proxy.sync(SystemTime::now())?;

@@ -108,18 +108,27 @@ impl Node {
 
     /// Starts the daemon with these further arguments, and waits for nothing.
     pub fn spawn(&mut self, args: &[&str]) -> anyhow::Result<()> {
-        let log = File::options().create(true).append(true).open(self.log_path())?;
         let dir = self.dir.path();
+        let (root, run, config) = (dir.join("root"), dir.join("run"), dir.join("etc/config.yaml"));
+        let (name, root, run, config) = (
+            self.name.clone(),
+            root.display().to_string(),
+            run.display().to_string(),
+            config.display().to_string(),
+        );
+        let mut all = vec!["run", "--hostname-override", &name, "--root-dir", &root, "--run-dir", &run];
+        all.extend(["--config", &config]);
+        all.extend(args);
+        self.spawn_command(&all)
+    }
+
+    /// Starts this command of orlop as the daemon, and waits for nothing.
+    pub fn spawn_command(&mut self, args: &[&str]) -> anyhow::Result<()> {
+        let log = File::options().create(true).append(true).open(self.log_path())?;
         let mut command = self.command();
         command
+            .env("ORLOP_RUN_DIR", self.dir.path().join("run"))
             .arg(orlop_bin())
-            .args(["run", "--hostname-override", &self.name])
-            .arg("--root-dir")
-            .arg(dir.join("root"))
-            .arg("--run-dir")
-            .arg(dir.join("run"))
-            .arg("--config")
-            .arg(dir.join("etc/config.yaml"))
             .args(args)
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)

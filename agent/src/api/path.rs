@@ -32,6 +32,8 @@ pub const SERVICE_ACCOUNTS: Resource = core("serviceaccounts");
 /// Endpoint slices.
 pub const ENDPOINT_SLICES: Resource =
     Resource { prefix: "/apis/discovery.k8s.io/v1", plural: "endpointslices" };
+/// Ranges that cluster addresses are taken from.
+pub const SERVICE_CIDRS: Resource = Resource { prefix: "/apis/networking.k8s.io/v1", plural: "servicecidrs" };
 /// Leases.
 pub const LEASES: Resource = Resource { prefix: "/apis/coordination.k8s.io/v1", plural: "leases" };
 /// Token reviews.

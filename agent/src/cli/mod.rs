@@ -3,6 +3,7 @@
 
 mod check;
 mod exec;
+mod proxy;
 mod ps;
 mod standalone;
 
@@ -36,6 +37,8 @@ enum Command {
     Check(check::CheckArgs),
     /// Import, pull, list and remove images
     Image(crate::image::cli::ImageArgs),
+    /// Program services alone, or look at how they are programmed
+    Proxy(proxy::ProxyArgs),
     /// Credentials for the embedded API server of `orlop run --standalone`
     Standalone(standalone::StandaloneArgs),
     /// Print the version
@@ -62,6 +65,7 @@ pub fn main() -> ExitCode {
         Command::Exec(args) => return exec::main(&args),
         Command::Check(args) => return check::main(&args),
         Command::Image(args) => image(args),
+        Command::Proxy(args) => proxy::run(args),
         Command::Standalone(args) => standalone::run(args),
         Command::Version => {
             println!("orlop {}", env!("CARGO_PKG_VERSION"));

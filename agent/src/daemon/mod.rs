@@ -12,13 +12,13 @@ mod build;
 mod image_gc;
 mod node;
 pub mod notify;
-pub mod services;
 
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use orlop_netproxy::objects::Service;
 use orlop_standalone::Server;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -32,12 +32,14 @@ use crate::api::path::PODS;
 use crate::api::reporter::ApiReporter;
 use crate::api::watch::{Change, watch as watch_objects};
 use crate::config::{Config, RunArgs};
+use crate::network::service_env::ServiceVariables;
 use crate::node::{LeaseTask, NodeConditions, NodeTask, Registered};
 use crate::pod::manager::{Manager, NodeWatch, Source, SourceEvent, SourceUpdate};
 use crate::pod::spec::Pod;
 use crate::pod::worker;
 use crate::server::NodeServer;
 use crate::server::lookup::NodePods;
+use crate::services::{self, Listen, control, feed};
 use crate::{logging, shutdown};
 
 /// The threads of the runtime: the work is waiting, not computing.
@@ -147,12 +149,19 @@ async fn start_node(
     tasks.spawn("statuses", report_driver);
 
     let proxy = services::start(build::proxy(config, addresses))?;
-    let variables = Arc::default();
+    let handle = proxy.handle.clone();
+    let variables = Arc::<ServiceVariables>::default();
     let (services_seen, services_listed) = watch::channel(false);
-    let watch_services =
-        services::watch_services(client.clone(), proxy.events.clone(), Arc::clone(&variables), services_seen);
-    tasks.spawn("services", watch_services);
-    tasks.spawn("endpoint slices", services::watch_slices(client.clone(), proxy.events.clone()));
+    let observed = Arc::clone(&variables);
+    let observe = move |change: &Change<Service>| {
+        feed::remember(&observed, change);
+        if matches!(change, Change::Synced(_)) {
+            services_seen.send_replace(true);
+        }
+    };
+    tasks.spawn("services", feed::watch_services(client.clone(), handle.clone(), observe));
+    let listen = Listen::defaults(addresses.first(), config.run_dir.join(control::SOCKET));
+    proxy.spawn(&client, events.clone(), &listen, tasks);
 
     let parts = build::parts(config, addresses, &client, variables)?;
     let network = Arc::clone(&parts.network);
@@ -177,7 +186,7 @@ async fn start_node(
         images: Arc::clone(&images),
         conditions,
         allocatable,
-        proxy: proxy.events.clone(),
+        proxy: handle,
     };
     tasks.spawn("node facts", follow.run());
 
@@ -259,7 +268,7 @@ impl Tasks {
     }
 
     /// Ends all of them. Pods are not touched; what was to be told of them is told by the next daemon.
-    async fn end(mut self) {
+    pub async fn end(mut self) {
         self.set.abort_all();
         let ended = async { while self.set.join_next().await.is_some() {} };
         if tokio::time::timeout(DRAIN, ended).await.is_err() {

@@ -4,7 +4,6 @@
 //! the Node object (its task does).
 
 use std::sync::Arc;
-use std::sync::mpsc::Sender;
 
 use orlop_netproxy::Event;
 use orlop_netproxy::objects::Node as ProxyNode;
@@ -16,6 +15,7 @@ use crate::image::store::Store;
 use crate::network::Network;
 use crate::node::{Health, NodeConditions, NodeImage, NodeView, Registered};
 use crate::pod::admission::Allocatable;
+use crate::services::Handle;
 
 /// Tells systemd once the node is registered.
 pub async fn announce(mut registered: Registered) {
@@ -40,7 +40,7 @@ pub struct Follow {
     /// What admission knows.
     pub allocatable: watch::Sender<Allocatable>,
     /// The service proxy.
-    pub proxy: Sender<Event>,
+    pub proxy: Handle,
 }
 
 impl Follow {
@@ -84,10 +84,10 @@ impl Follow {
             zone: view.labels.get("topology.kubernetes.io/zone").map(|zone| zone.as_str().into()),
             addresses: view.internal_ips.clone(),
             pod_cidrs: cidrs.clone(),
-            eligible: true,
+            eligible: view.is_staying(),
         };
         // The proxy's thread ends only with the daemon.
-        let _ = self.proxy.send(Event::NodeApplied(Box::new(node)));
+        self.proxy.send(Event::NodeApplied(Box::new(node)));
         self.health().await;
     }
 

@@ -9,6 +9,9 @@ use serde::Deserialize;
 
 use super::conditions::NodeCondition;
 
+/// The taint by which the cluster autoscaler announces the removal of a node.
+const TO_BE_DELETED: &str = "ToBeDeletedByClusterAutoscaler";
+
 /// What is read of a Node.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct NodeView {
@@ -20,6 +23,8 @@ pub struct NodeView {
     pub labels: BTreeMap<String, String>,
     /// Its taints as `key=value:effect`.
     pub taints: Vec<String>,
+    /// Whether it is being deleted.
+    pub deleting: bool,
     /// `spec.podCIDRs`: where this node's pods get their addresses from.
     pub pod_cidrs: Vec<IpNet>,
     /// Addresses of type InternalIP.
@@ -44,12 +49,20 @@ impl NodeView {
             name: metadata.name,
             uid: metadata.uid,
             labels: metadata.labels,
+            deleting: metadata.deletion_timestamp.is_some(),
             taints: spec.taints.iter().map(TaintWire::text).collect(),
             pod_cidrs: pod_cidrs.iter().filter_map(|c| c.parse().ok()).collect(),
             internal_ips: internal.filter_map(|a| a.address.parse().ok()).collect(),
             conditions: status.conditions.into_iter().map(ConditionWire::into_condition).collect(),
             boot_id: status.node_info.boot_id,
         })
+    }
+
+    /// Whether load balancers may go on sending traffic here: it is neither being deleted, nor has the cluster autoscaler
+    /// marked it for removal.
+    pub fn is_staying(&self) -> bool {
+        let marked = |taint: &String| taint.split(['=', ':']).next() == Some(TO_BE_DELETED);
+        !self.deleting && !self.taints.iter().any(marked)
     }
 
     /// The status of one condition.
@@ -73,6 +86,8 @@ struct MetaWire {
     name: String,
     uid: String,
     labels: BTreeMap<String, String>,
+    #[serde(rename = "deletionTimestamp")]
+    deletion_timestamp: Option<String>,
 }
 
 #[derive(Default, Deserialize)]
@@ -159,6 +174,19 @@ mod tests {
         assert_eq!(node.taints, ["k=v:NoSchedule", "k2:NoExecute"]);
         assert_eq!(node.internal_ips, ["10.0.0.1".parse::<IpAddr>().expect("an address")]);
         assert_eq!(node.condition("Ready"), Some("True"));
+    }
+
+    #[test]
+    fn a_node_that_goes_takes_no_new_traffic() {
+        let staying = |json: &str| NodeView::decode(json).expect("valid").is_staying();
+        assert!(staying(
+            r#"{"metadata":{"name":"n"},"spec":{"taints":[{"key":"k","effect":"NoSchedule"}]}}"#
+        ));
+        assert!(!staying(
+            r#"{"metadata":{"name":"n"},
+                "spec":{"taints":[{"key":"ToBeDeletedByClusterAutoscaler","value":"1","effect":"NoSchedule"}]}}"#
+        ));
+        assert!(!staying(r#"{"metadata":{"name":"n","deletionTimestamp":"2026-01-01T00:00:00Z"}}"#));
     }
 
     #[test]

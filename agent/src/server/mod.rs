@@ -217,7 +217,8 @@ async fn serve_tls(
     }
 }
 
-async fn serve_plain(listener: TcpListener, routes: Router) {
+/// Serves one listener in plain HTTP until dropped; open connections end with it.
+pub async fn serve_plain(listener: TcpListener, routes: Router) {
     let mut connections = JoinSet::new();
     loop {
         let stream = accept(&listener, &mut connections).await;
