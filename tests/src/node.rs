@@ -71,6 +71,13 @@ impl Node {
         Ok(Self { dir, cgroup_root, name, holder, daemon: None, client: None })
     }
 
+    /// Adds lines to the configuration, before the daemon starts.
+    pub fn configure(&self, lines: &str) -> anyhow::Result<()> {
+        let path = self.dir.path().join("etc/config.yaml");
+        let text = fs::read_to_string(&path)? + lines;
+        Ok(fs::write(path, text)?)
+    }
+
     /// The directory that holds everything of this node.
     pub fn dir(&self) -> &Path {
         self.dir.path()
@@ -120,6 +127,10 @@ impl Node {
             .arg(dir.join("run"))
             .arg("--config")
             .arg(dir.join("etc/config.yaml"))
+            .arg("--cni-conf-dir")
+            .arg(dir.join("etc/net.d"))
+            .arg("--cni-bin-dir")
+            .arg(dir.join("bin"))
             .args(args)
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
@@ -130,17 +141,8 @@ impl Node {
 
     /// Waits until the API server says that the node is Ready.
     pub fn wait_ready(&mut self) -> anyhow::Result<()> {
-        let kubeconfig = self.kubeconfig();
+        self.wait_server()?;
         let start = Instant::now();
-        while !kubeconfig.exists() {
-            self.check_alive()?;
-            ensure!(
-                start.elapsed() < Duration::from_secs(20),
-                "no admin kubeconfig after 20 s: {}",
-                self.log()
-            );
-            std::thread::sleep(Duration::from_millis(20));
-        }
         let path = format!("/api/v1/nodes/{}", self.name);
         loop {
             let seen = self.client().and_then(|client| client.find(&path));
@@ -157,6 +159,22 @@ impl Node {
             );
             std::thread::sleep(Duration::from_millis(20));
         }
+    }
+
+    /// Waits until the embedded server has written the admin kubeconfig.
+    pub fn wait_server(&mut self) -> anyhow::Result<()> {
+        let kubeconfig = self.kubeconfig();
+        let start = Instant::now();
+        while !kubeconfig.exists() {
+            self.check_alive()?;
+            ensure!(
+                start.elapsed() < Duration::from_secs(20),
+                "no admin kubeconfig after 20 s: {}",
+                self.log()
+            );
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(())
     }
 
     fn check_alive(&mut self) -> anyhow::Result<()> {
