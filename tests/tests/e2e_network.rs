@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 const LONG: Duration = Duration::from_secs(40);
 /// Answers every request with its own name and the address the request comes from.
 const WHO: &str = "mkdir -p /www/cgi-bin; printf '#!/bin/sh\\necho; echo $HOSTNAME $REMOTE_ADDR\\n' > \
-    /www/cgi-bin/who; /bin/busybox chmod 755 /www/cgi-bin/who; exec httpd -f -p 8080 -h /www";
+    /www/cgi-bin/who; /bin/busybox chmod 755 /www/cgi-bin/who; exec httpd -f -p 0.0.0.0:8080 -h /www";
 
 fn ready(node: &mut Node, client: &Client, name: &str) -> anyhow::Result<Value> {
     let seen = client.wait(&pod_path(name), LONG, |pod| pod.filter(|pod| is_ready(pod)).cloned());
