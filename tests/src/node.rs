@@ -71,6 +71,13 @@ impl Node {
         Ok(Self { dir, cgroup_root, name, holder, daemon: None, client: None })
     }
 
+    /// Adds lines to the configuration, before the daemon starts.
+    pub fn configure(&self, lines: &str) -> anyhow::Result<()> {
+        let path = self.dir.path().join("etc/config.yaml");
+        let text = fs::read_to_string(&path)? + lines;
+        Ok(fs::write(path, text)?)
+    }
+
     /// The directory that holds everything of this node.
     pub fn dir(&self) -> &Path {
         self.dir.path()
@@ -117,7 +124,9 @@ impl Node {
             config.display().to_string(),
         );
         let mut all = vec!["run", "--hostname-override", &name, "--root-dir", &root, "--run-dir", &run];
-        all.extend(["--config", &config]);
+        let (nets, bins) =
+            (dir.join("etc/net.d").display().to_string(), dir.join("bin").display().to_string());
+        all.extend(["--config", &config, "--cni-conf-dir", &nets, "--cni-bin-dir", &bins]);
         all.extend(args);
         self.spawn_command(&all)
     }
@@ -139,17 +148,8 @@ impl Node {
 
     /// Waits until the API server says that the node is Ready.
     pub fn wait_ready(&mut self) -> anyhow::Result<()> {
-        let kubeconfig = self.kubeconfig();
+        self.wait_server()?;
         let start = Instant::now();
-        while !kubeconfig.exists() {
-            self.check_alive()?;
-            ensure!(
-                start.elapsed() < Duration::from_secs(20),
-                "no admin kubeconfig after 20 s: {}",
-                self.log()
-            );
-            std::thread::sleep(Duration::from_millis(20));
-        }
         let path = format!("/api/v1/nodes/{}", self.name);
         loop {
             let seen = self.client().and_then(|client| client.find(&path));
@@ -166,6 +166,22 @@ impl Node {
             );
             std::thread::sleep(Duration::from_millis(20));
         }
+    }
+
+    /// Waits until the embedded server has written the admin kubeconfig.
+    pub fn wait_server(&mut self) -> anyhow::Result<()> {
+        let kubeconfig = self.kubeconfig();
+        let start = Instant::now();
+        while !kubeconfig.exists() {
+            self.check_alive()?;
+            ensure!(
+                start.elapsed() < Duration::from_secs(20),
+                "no admin kubeconfig after 20 s: {}",
+                self.log()
+            );
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(())
     }
 
     fn check_alive(&mut self) -> anyhow::Result<()> {

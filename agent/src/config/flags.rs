@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::labels::{Taint, parse_label};
+use super::network::NetworkArgs;
 
 /// Run the node: pods, their network, and services.
 #[derive(Debug, Clone, Args)]
@@ -50,6 +51,10 @@ pub struct RunArgs {
     /// and authorities are read from /etc/orlop/certs.d/<registry>/hosts.toml
     #[arg(long, value_name = "HOST")]
     pub plain_http: Vec<String>,
+
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "a doc comment here would become the help of the whole command")]
+    pub network: NetworkArgs,
 
     /// How much to log: 0 one line for each transition, 4 for finding faults, 6 everything
     #[arg(long = "v", short = 'v', value_name = "LEVEL", default_value_t = 0)]

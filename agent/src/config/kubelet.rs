@@ -46,7 +46,6 @@ const POINTLESS: &[&str] = &[
     "oomScoreAdj",
     "registryBurst",
     "registryPullQPS",
-    "runtimeRequestTimeout",
     "syncFrequency",
     "volumePluginDir",
     "volumeStatsAggPeriod",
@@ -116,6 +115,7 @@ pub struct KubeletConfiguration {
     pub max_parallel_image_pulls: Option<u32>,
     pub allowed_unsafe_sysctls: Vec<String>,
     pub seccomp_default: Option<bool>,
+    pub runtime_request_timeout: GoDuration,
 }
 
 /// `authentication`.

@@ -7,6 +7,7 @@ pub mod duration;
 pub mod flags;
 pub mod kubelet;
 pub mod labels;
+pub mod network;
 #[cfg(test)]
 mod tests;
 pub mod threshold;
@@ -22,6 +23,7 @@ pub use flags::RunArgs;
 pub use kubelet::CgroupDriver;
 use kubelet::{AuthorizationMode, KubeletConfiguration};
 use labels::Taint;
+use network::Network;
 use threshold::Threshold;
 
 use crate::pod::quantity::Quantity;
@@ -109,6 +111,8 @@ pub struct Config {
     pub reserved: Reserved,
     /// Pulls and garbage collection.
     pub images: Images,
+    /// Where pods' network comes from.
+    pub network: Network,
 }
 
 /// The node's server.
@@ -291,6 +295,7 @@ impl Config {
             node: node(args, &file)?,
             images: images(args, &file),
             reserved: reserved(&file),
+            network: Network::build(&args.network, file.runtime_request_timeout),
             pod_cidrs: file.pod_cidr,
         })
     }

@@ -19,6 +19,7 @@ use crate::host::settings::Settings;
 use crate::image::puller::{Puller, RegistryConfig};
 use crate::image::store::Store;
 use crate::network::dns::{NodeDns, Resolver};
+use crate::network::nodes::NodesTask;
 use crate::network::service_env::ServiceVariables;
 use crate::network::{Network, NetworkSettings};
 use crate::node::facts::Facts;
@@ -52,11 +53,10 @@ pub fn parts(
     let images = Arc::new(Store::open(&config.root_dir.join("images")).context("open the image store")?);
     verify_images(&images, config);
     let network = Network::open(NetworkSettings {
-        conf_dir: "/etc/cni/net.d".into(),
-        bin_dir: "/opt/cni/bin".into(),
+        config: config.network.clone(),
+        addresses: addresses.to_vec(),
         state_dir: config.run_dir.join("cni"),
         cidrs_file: config.root_dir.join("pod-cidrs.json"),
-        cluster_cidrs: vec![],
     });
     Ok(Parts {
         settings: settings(config, addresses),
@@ -148,6 +148,17 @@ pub fn allocatable(config: &Config) -> Allocatable {
         memory_bytes: amount("memory").units(),
         pods: amount("pods").units(),
         labels: config.node.labels.clone(),
+    }
+}
+
+/// The task that keeps the ways to other nodes.
+pub fn nodes(config: &Config, addresses: &[IpAddr], network: &Arc<Network>) -> NodesTask {
+    NodesTask {
+        node_name: config.node_name.clone(),
+        addresses: addresses.to_vec(),
+        pod_cidrs: config.pod_cidrs.clone(),
+        routes: config.network.pod_routes,
+        network: Arc::clone(network),
     }
 }
 

@@ -165,6 +165,8 @@ async fn start_node(
 
     let parts = build::parts(config, addresses, &client, variables)?;
     let network = Arc::clone(&parts.network);
+    tasks.spawn("ways to other nodes", build::nodes(config, addresses, &network).run(client.clone()));
+    tasks.spawn("network configurations", node::follow_network(Arc::clone(&network)));
     let images = Arc::clone(&parts.images);
     let host = Arc::new(crate::host::NodeHost::open(parts).await.context("take the node over")?);
 

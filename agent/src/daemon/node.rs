@@ -4,6 +4,7 @@
 //! the Node object (its task does).
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use orlop_netproxy::Event;
 use orlop_netproxy::objects::Node as ProxyNode;
@@ -17,12 +18,20 @@ use crate::node::{Health, NodeConditions, NodeImage, NodeView, Registered};
 use crate::pod::admission::Allocatable;
 use crate::services::Handle;
 
+/// While the network is not ready, its plugins are asked this often.
+const ASK_AGAIN: Duration = Duration::from_secs(5);
+
 /// Tells systemd once the node is registered.
 pub async fn announce(mut registered: Registered) {
     if registered.wait_for(Option::is_some).await.is_ok() {
         notify::ready();
         tracing::info!("the node is registered");
     }
+}
+
+/// Follows the directory of network configurations.
+pub async fn follow_network(network: Arc<Network>) {
+    network.follow_configurations().await;
 }
 
 /// Follows the own Node object.
@@ -47,27 +56,32 @@ impl Follow {
     /// Runs until the Node's task ends.
     pub async fn run(mut self) {
         let mut images = self.images.changes();
-        self.health().await;
+        let mut network = self.network.reloads();
+        let mut healthy = self.health().await;
         loop {
             let view = self.registered.borrow_and_update().clone();
             if let Some(view) = view {
-                self.take(&view).await;
+                healthy = self.take(&view).await;
             }
             loop {
-                // Cancel-safe, both: a watch channel keeps its newest value.
+                // Cancel-safe, all: a watch channel keeps its newest value, and the sleep only paces questions.
                 tokio::select! {
                     changed = self.registered.changed() => match changed {
                         Ok(()) => break,
                         Err(_) => return,
                     },
-                    // The store lives as long as this task holds it.
-                    _ = images.changed() => self.health().await,
+                    // Both live as long as this task holds them.
+                    _ = images.changed() => healthy = self.health().await,
+                    _ = network.changed() => healthy = self.health().await,
+                    // Nothing tells that a plugin was installed or that its STATUS is another now.
+                    () = tokio::time::sleep(ASK_AGAIN), if !healthy => healthy = self.health().await,
                 }
             }
         }
     }
 
-    async fn take(&self, view: &NodeView) {
+    /// Whether the node's parts are all ready.
+    async fn take(&self, view: &NodeView) -> bool {
         let cidrs = if view.pod_cidrs.is_empty() { &self.config.pod_cidrs } else { &view.pod_cidrs };
         if !cidrs.is_empty()
             && let Err(error) = self.network.set_pod_cidrs(cidrs)
@@ -88,14 +102,16 @@ impl Follow {
         };
         // The proxy's thread ends only with the daemon.
         self.proxy.send(Event::NodeApplied(Box::new(node)));
-        self.health().await;
+        self.health().await
     }
 
-    async fn health(&self) {
+    /// As [`Self::take`].
+    async fn health(&self) -> bool {
         let network = match self.network.status().await {
             Ok(()) => Health::Ready,
             Err(message) => Health::NotReady { message },
         };
+        let healthy = network == Health::Ready;
         let images = self.images.list().unwrap_or_default();
         let images = images
             .into_iter()
@@ -111,5 +127,6 @@ impl Follow {
             *known = conditions;
             changed
         });
+        healthy
     }
 }

@@ -5,39 +5,43 @@
 
 pub mod dns;
 pub mod hosts;
+pub mod nodes;
 pub mod service_env;
 
 use std::io;
 use std::net::IpAddr;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use orlop_cni::runtime::{Attachment, DefaultNetwork, PortMapping, Runtime, RuntimeConfig};
+use orlop_cni::plugin::KIND;
+use orlop_cni::runtime::{Attachment, ConfWatch, DefaultNetwork, PortMapping, Runtime, RuntimeConfig};
 use orlop_sandbox::protocol::SandboxDir;
 use serde::{Deserialize, Serialize};
+use tokio::net::unix::pipe;
+use tokio::sync::watch;
 
+use crate::config::network::{self as config, NetworkPlugin};
 use crate::host::files;
 use crate::pod::names::PodUid;
 use crate::pod::spec::{Pod, Protocol};
 
-/// A plugin that takes longer is killed.
-const PLUGIN_TIMEOUT: Duration = Duration::from_secs(60);
+/// When the configurations cannot be watched, they are read this often.
+const UNWATCHED: Duration = Duration::from_secs(10);
 
 /// Where things of the network are.
 #[derive(Debug, Clone)]
 pub struct NetworkSettings {
-    /// `/etc/cni/net.d`: a configuration there wins over the node's own.
-    pub conf_dir: PathBuf,
-    /// `/opt/cni/bin`.
-    pub bin_dir: PathBuf,
+    /// What flags and file say.
+    pub config: config::Network,
+    /// This node's addresses; the MTU of their link is that of pods.
+    pub addresses: Vec<IpAddr>,
     /// `<run-dir>/cni`: leases and results; they die with the pods at a reboot.
     pub state_dir: PathBuf,
     /// Where the node's podCIDRs are remembered for a start without an API server.
     pub cidrs_file: PathBuf,
-    /// Ranges that are not masqueraded beside the pods' own (the cluster's).
-    pub cluster_cidrs: Vec<IpNet>,
 }
 
 /// Connects pods.
@@ -45,6 +49,8 @@ pub struct NetworkSettings {
 pub struct Network {
     settings: NetworkSettings,
     runtime: Arc<Runtime>,
+    /// Rises by one when the configuration in force may have changed.
+    reloads: watch::Sender<u64>,
 }
 
 /// What the network gave a pod; `network.json` in its run directory.
@@ -70,7 +76,7 @@ impl Network {
     pub fn open(settings: NetworkSettings) -> Self {
         let cidrs: Vec<IpNet> = files::read_json(&settings.cidrs_file).unwrap_or_default();
         let runtime = Arc::new(runtime(&settings, &cidrs));
-        Self { settings, runtime }
+        Self { settings, runtime, reloads: watch::Sender::new(0) }
     }
 
     /// Takes the node's podCIDRs; the newest win, pods that are attached keep their addresses.
@@ -85,7 +91,66 @@ impl Network {
         if let Err(error) = self.runtime.set_fallback(network(&self.settings, cidrs).to_list()) {
             tracing::warn!(%error, "the network configuration is not usable");
         }
+        self.reloads.send_modify(|count| *count += 1);
         files::write_json(&self.settings.cidrs_file, &cidrs)
+    }
+
+    /// Tells when the configuration in force may have changed.
+    pub fn reloads(&self) -> watch::Receiver<u64> {
+        self.reloads.subscribe()
+    }
+
+    /// Whether the configuration in force calls our own plugin, or there is none.
+    pub fn is_own(&self) -> bool {
+        self.runtime.network().map_or(true, |network| network.plugins.iter().any(|p| p.kind == KIND))
+    }
+
+    /// Follows the directory of configurations until it is dropped. Pods that are attached stay as they are.
+    pub async fn follow_configurations(&self) {
+        let mut complained = false;
+        loop {
+            if let Err(error) = self.follow_directory().await {
+                if !complained {
+                    let dir = self.settings.config.conf_dir.display();
+                    tracing::warn!(%error, %dir, "cannot be told of changed network configurations; looking now and then");
+                }
+                complained = true;
+                tokio::time::sleep(UNWATCHED).await;
+            }
+        }
+    }
+
+    /// Until the directory itself is gone.
+    async fn follow_directory(&self) -> io::Result<()> {
+        let dir = &self.settings.config.conf_dir;
+        let watch = ConfWatch::new(dir);
+        // What changed before it was watched.
+        self.reload();
+        // An inotify descriptor is read as a pipe is; tokio has no other safe type for descriptors of its owner.
+        let changes = pipe::Receiver::from_owned_fd_unchecked(OwnedFd::from(watch?))?;
+        let mut events = [0u8; 4096];
+        while dir.exists() {
+            changes.readable().await?;
+            match changes.try_read(&mut events) {
+                Ok(_) => self.reload(),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    fn reload(&self) {
+        let before = self.runtime.network();
+        let now = self.runtime.load();
+        if before == now {
+            return;
+        }
+        match &now {
+            Ok(network) => tracing::info!(network = network.name, "the network configuration is loaded"),
+            Err(error) => tracing::warn!(%error, "there is no usable network configuration"),
+        }
+        self.reloads.send_modify(|count| *count += 1);
     }
 
     /// Whether a pod can be attached now; the sentence is for the node's Ready condition.
@@ -154,10 +219,16 @@ impl Network {
     }
 }
 
+/// The node's own network; without ranges there is none.
 fn network(settings: &NetworkSettings, cidrs: &[IpNet]) -> DefaultNetwork {
+    let cidrs = match settings.config.plugin {
+        NetworkPlugin::Orlop => cidrs,
+        NetworkPlugin::None => &[],
+    };
     DefaultNetwork {
         pod_cidrs: cidrs.to_vec(),
-        cluster_cidrs: settings.cluster_cidrs.clone(),
+        cluster_cidrs: settings.config.cluster_cidrs.clone(),
+        mtu: nodes::pod_mtu(settings.config.pod_routes, &settings.addresses),
         state_dir: Some(settings.state_dir.clone()),
         ..DefaultNetwork::default()
     }
@@ -165,12 +236,12 @@ fn network(settings: &NetworkSettings, cidrs: &[IpNet]) -> DefaultNetwork {
 
 fn runtime(settings: &NetworkSettings, cidrs: &[IpNet]) -> Runtime {
     let runtime = Runtime::new(RuntimeConfig {
-        conf_dir: settings.conf_dir.clone(),
-        bin_dirs: vec![settings.bin_dir.clone()],
+        conf_dir: settings.config.conf_dir.clone(),
+        bin_dirs: vec![settings.config.bin_dir.clone()],
         cache_dir: settings.state_dir.join("results"),
         state_dir: settings.state_dir.clone(),
         fallback: network(settings, cidrs).to_list(),
-        timeout: PLUGIN_TIMEOUT,
+        timeout: settings.config.plugin_timeout,
     });
     // A configuration that does not load is told by every status and every attachment.
     if let Err(error) = runtime.load() {

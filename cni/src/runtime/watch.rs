@@ -5,7 +5,7 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::Path;
 
 use nix::errno::Errno;
@@ -53,6 +53,13 @@ impl ConfWatch {
 impl AsFd for ConfWatch {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.inotify.as_fd()
+    }
+}
+
+/// For a caller that waits and reads by its own means: whatever is read, something has changed.
+impl From<ConfWatch> for OwnedFd {
+    fn from(watch: ConfWatch) -> Self {
+        watch.inotify.into()
     }
 }
 
