@@ -5,7 +5,7 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use orlop_netproxy::fake::Fake;
-use orlop_netproxy::objects::{EndpointSlice, Family, Service};
+use orlop_netproxy::objects::{EndpointSlice, Family, ObjectName, Service};
 use orlop_netproxy::{Changes, Config, Event, Proxy};
 use serde_json::{Value, json};
 
@@ -57,6 +57,8 @@ fn health_checks_count_ready_endpoints_on_this_node_once() {
     ]);
     proxy.apply(slice("web", "web", None, &two));
     assert_eq!(count(&proxy), [2], "each once, although both ports have it");
+    let one = |name| proxy.health_check(&ObjectName::new("ns", name)).map(|check| check.local_endpoints);
+    assert_eq!((one("web"), one("other")), (Some(2), None));
     let terminating = json!([endpoint("10.0.0.1", "here", false), endpoint("10.0.0.2", "there", true)]);
     proxy.apply(slice("web", "web", None, &terminating));
     assert_eq!(count(&proxy), [0], "one that terminates still answers, but load balancers should turn away");

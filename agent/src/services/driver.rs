@@ -4,7 +4,7 @@
 //! Never: programs anything before the own node is known: its pod ranges and zone are part of the rules, and an intact
 //! table would be rewritten twice.
 
-use std::collections::HashSet;
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant, SystemTime};
@@ -82,8 +82,8 @@ pub struct Driver {
     told: Told,
     node_seen: bool,
     node_addresses: Vec<IpAddr>,
-    /// Services with a health check node port. As long as there are none, nobody looks for them at each event.
-    checked: HashSet<ObjectName>,
+    /// Services with a health check node port: nobody looks at the others after each event.
+    checked: BTreeSet<ObjectName>,
     /// The last attempt was refused.
     refused: bool,
 }
@@ -91,7 +91,7 @@ pub struct Driver {
 impl Driver {
     pub fn new(proxy: Proxy<Netlink>, told: Told) -> Self {
         let node_addresses = proxy.config().node_addresses.clone();
-        Self { proxy, told, node_seen: false, node_addresses, checked: HashSet::new(), refused: false }
+        Self { proxy, told, node_seen: false, node_addresses, checked: BTreeSet::new(), refused: false }
     }
 
     /// Runs until every handle is dropped.
@@ -195,7 +195,10 @@ impl Driver {
     fn publish_checks(&self) {
         let fresh = match self.checked.is_empty() {
             true => Checks::default(),
-            false => Checks { addresses: self.check_addresses(), checks: self.proxy.health_checks() },
+            false => Checks {
+                addresses: self.check_addresses(),
+                checks: self.checked.iter().filter_map(|name| self.proxy.health_check(name)).collect(),
+            },
         };
         self.told.checks.send_if_modified(|known| {
             let changed = *known != fresh;

@@ -50,34 +50,38 @@ impl<B: Backend> Proxy<B> {
 
     /// The services with a health check port, and how many of their endpoints here would take traffic.
     pub fn health_checks(&self) -> Vec<HealthCheck> {
-        let mut checks = Vec::new();
-        for (number, entry) in self.table.entries() {
-            let Some(service) = entry.service.as_deref().filter(|service| service.is_served()) else {
-                continue;
-            };
-            let Some(port) = service.health_check_node_port else { continue };
-            if service.kind != ServiceKind::LoadBalancer || !service.external_local {
-                continue;
-            }
-            let wants = Wants { cluster: false, local: true };
-            let mut here: Vec<IpAddr> = Vec::new();
-            for (port, family) in service
-                .ports
-                .iter()
-                .flat_map(|port| self.config.families.iter().map(move |family| (port, *family)))
-            {
-                let candidates = self.table.candidates(number, &port.name, port.protocol, family);
-                let ready: Vec<_> = candidates
-                    .into_iter()
-                    .filter(|candidate| candidate.facts.has(crate::endpoints::Facts::READY))
-                    .collect();
-                here.extend(choose(&ready, wants, None).local.iter().map(|target| target.address));
-            }
-            here.sort_unstable();
-            here.dedup();
-            checks.push(HealthCheck { service: entry.name.clone(), port, local_endpoints: here.len() });
+        self.table.entries().filter_map(|(number, _)| self.health_check_of(number)).collect()
+    }
+
+    /// The same of one service.
+    pub fn health_check(&self, service: &ObjectName) -> Option<HealthCheck> {
+        self.health_check_of(self.table.find(service)?)
+    }
+
+    fn health_check_of(&self, number: u32) -> Option<HealthCheck> {
+        let entry = self.table.entry(number)?;
+        let service = entry.service.as_deref().filter(|service| service.is_served())?;
+        let port = service.health_check_node_port?;
+        if service.kind != ServiceKind::LoadBalancer || !service.external_local {
+            return None;
         }
-        checks
+        let wants = Wants { cluster: false, local: true };
+        let mut here: Vec<IpAddr> = Vec::new();
+        for (port, family) in service
+            .ports
+            .iter()
+            .flat_map(|port| self.config.families.iter().map(move |family| (port, *family)))
+        {
+            let candidates = self.table.candidates(number, &port.name, port.protocol, family);
+            let ready: Vec<_> = candidates
+                .into_iter()
+                .filter(|candidate| candidate.facts.has(crate::endpoints::Facts::READY))
+                .collect();
+            here.extend(choose(&ready, wants, None).local.iter().map(|target| target.address));
+        }
+        here.sort_unstable();
+        here.dedup();
+        Some(HealthCheck { service: entry.name.clone(), port, local_endpoints: here.len() })
     }
 
     /// Computes the records without programming them, if this proxy has not synced.
