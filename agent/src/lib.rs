@@ -16,4 +16,5 @@ pub mod node;
 pub mod pod;
 pub mod server;
 pub mod shutdown;
+pub mod tls;
 pub mod volume;

@@ -2,16 +2,20 @@
 //!
 //! - [`node`]: a node with namespaces, directories and a cgroup root of its own; gone when dropped.
 //! - [`client`]: a small API client that speaks from inside a node's network namespace.
+//! - [`gate`]: stops a transfer in its middle.
 //! - [`image`]: images made of Debian's busybox.
+//! - [`registry`]: a real registry on a node's loopback.
 //! - [`leftovers`]: what a node leaves behind on the machine.
 //!
 //! Never: links the agent, or knows how it is made inside.
 
 pub mod client;
+pub mod gate;
 pub mod image;
 pub mod leftovers;
 pub mod manifest;
 pub mod node;
+pub mod registry;
 pub mod stats;
 
 /// Why a test cannot run here, if it cannot: printed as `SKIP <reason>` and counted by the runner.

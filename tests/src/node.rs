@@ -117,7 +117,7 @@ impl Node {
     pub fn spawn(&mut self, args: &[&str]) -> anyhow::Result<()> {
         let log = File::options().create(true).append(true).open(self.log_path())?;
         let dir = self.dir.path();
-        let mut command = self.inside();
+        let mut command = self.command();
         command
             .arg(orlop_bin())
             .args(["run", "--hostname-override", &self.name])
@@ -196,10 +196,15 @@ impl Node {
             return Ok(client.clone());
         }
         let access = Access::from_kubeconfig(&fs::read_to_string(self.kubeconfig())?)?;
-        let netns = File::open(format!("/proc/{}/ns/net", self.holder.id()))?;
+        let netns = self.netns()?;
         let client = Client::new(access, Some(netns))?;
         self.client = Some(client.clone());
         Ok(client)
+    }
+
+    /// The node's network namespace.
+    pub fn netns(&self) -> anyhow::Result<File> {
+        Ok(File::open(format!("/proc/{}/ns/net", self.holder.id()))?)
     }
 
     /// SIGKILL to the daemon, and nothing else.
@@ -229,7 +234,7 @@ impl Node {
 
     /// Runs a program inside the node's namespaces; its standard output.
     pub fn run_inside(&self, command: &[&str]) -> anyhow::Result<String> {
-        let output = self.inside().args(command).output()?;
+        let output = self.command().args(command).output()?;
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         ensure!(
             output.status.success(),
@@ -265,7 +270,7 @@ impl Node {
     pub fn orlop_output(&self, args: &[&str]) -> anyhow::Result<std::process::Output> {
         let dir = self.dir.path();
         let output = self
-            .inside()
+            .command()
             .env("ORLOP_ROOT_DIR", dir.join("root"))
             .env("ORLOP_RUN_DIR", dir.join("run"))
             .env("ORLOP_POD_LOGS_DIR", dir.join("logs/pods"))
@@ -285,7 +290,8 @@ impl Node {
         self.dir.path().join("daemon.log")
     }
 
-    fn inside(&self) -> Command {
+    /// A program inside the node's namespaces, still without its name.
+    pub fn command(&self) -> Command {
         let mut command = Command::new("nsenter");
         command.args(["--net", "--mount", "--uts", "-t", &self.holder.id().to_string(), "--"]);
         command

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Pure modules: no clock, no I/O, no async.
-const PURE: [&str; 22] = [
+const PURE: [&str; 23] = [
     "agent/src/pod/action.rs",
     "agent/src/pod/admission",
     "agent/src/pod/events",
@@ -25,6 +25,7 @@ const PURE: [&str; 22] = [
     "agent/src/host/container/env.rs",
     "agent/src/host/container/mod.rs",
     "agent/src/host/container/mounts.rs",
+    "agent/src/host/container/privileges.rs",
     "agent/src/network/dns.rs",
     "agent/src/network/hosts.rs",
     "agent/src/network/service_env.rs",

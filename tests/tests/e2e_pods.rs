@@ -308,3 +308,35 @@ fn kills_of_the_daemon_at_any_moment_leave_nothing_behind() -> anyhow::Result<()
     }
     assert_nothing_left(&node)
 }
+
+#[test]
+fn a_restarted_daemon_leaves_the_network_of_every_pod_alone() -> anyhow::Result<()> {
+    require!();
+    let mut node = Node::standalone()?;
+    let client = node.client()?;
+    let names: Vec<String> = (0..8).map(|number| format!("net-{number}")).collect();
+    for name in &names {
+        client.create(PODS, &pod(name, "echo $HOSTNAME > /www/index.html; exec httpd -f -p 8080 -h /www"))?;
+    }
+    let mut addresses = vec![];
+    for name in &names {
+        addresses.push(pod_ip(&wait_ready(&mut node, name)?)?);
+    }
+    for round in 0..4 {
+        node.kill_daemon()?;
+        node.start()?;
+        // A pod that comes after the restart: by the time it is ready, the daemon has taken the others over.
+        let late = format!("late-{round}");
+        node.client()?.create(PODS, &sleeper(&late))?;
+        wait_ready(&mut node, &late)?;
+        for (name, address) in names.iter().zip(&addresses) {
+            let page = node.fetch(address, 8080).with_context(|| format!("{name} after {round} restarts"))?;
+            ensure!(
+                page.trim() == name,
+                "{address} answers {page:?} after {round} restarts:\n{}",
+                node.log()
+            );
+        }
+    }
+    Ok(())
+}

@@ -16,8 +16,9 @@ use serde::de::DeserializeOwned;
 use super::error::ApiError;
 use super::kubeconfig::Access;
 use super::outage::Outage;
-use super::tls::{self, ClientIdentity, TlsError};
+use super::tls::{self, ClientIdentity};
 use super::token::BearerToken;
+use crate::tls::TlsError;
 
 /// How long an ordinary call may take.
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(30);

@@ -277,13 +277,13 @@ type SeenVersion = Arc<Mutex<Option<http::Version>>>;
 /// A TLS server whose certificate is for `kubernetes.default` and not for its address.
 async fn tls_server() -> (std::net::SocketAddr, String, SeenVersion) {
     let made = rcgen::generate_simple_self_signed(["kubernetes.default".to_owned()]).expect("a certificate");
-    let key = super::tls::certified_key(
+    let key = crate::tls::certified_key(
         made.cert.pem().as_bytes(),
         made.signing_key.serialize_pem().as_bytes(),
         "test",
     );
     let resolver = rustls::sign::SingleCertAndKey::from(key.expect("a key"));
-    let mut config = rustls::ServerConfig::builder_with_provider(super::tls::provider())
+    let mut config = rustls::ServerConfig::builder_with_provider(crate::tls::provider())
         .with_safe_default_protocol_versions()
         .expect("versions")
         .with_no_client_auth()

@@ -3,49 +3,18 @@
 //! Owns: the rustls client configuration, and [`ClientIdentity`], the certificate of this node, which can be replaced
 //! while connections exist and is read again when its files change. Never: opens a connection.
 
-use std::sync::{Arc, Mutex, Once};
+use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
 
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::danger::ServerCertVerifier;
 use rustls::client::{ResolvesClientCert, WebPkiServerVerifier};
-use rustls::crypto::{CryptoProvider, ring};
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::pki_types::ServerName;
 use rustls::sign::CertifiedKey;
-use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use rustls::{ClientConfig, RootCertStore, SignatureScheme};
 use tokio::sync::watch;
 
 use super::kubeconfig::{Access, CertificateSource, PemSource, Trust};
-
-/// What keeps a TLS configuration from being made. Names the thing.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum TlsError {
-    /// A certificate, key or bundle is not what it should be.
-    #[error("{what}: {reason}")]
-    Pem {
-        /// Which one, with its file where there is one.
-        what: String,
-        /// What is wrong.
-        reason: String,
-    },
-    /// rustls refuses the whole.
-    #[error("TLS: {0}")]
-    Rustls(String),
-}
-
-fn pem_error(what: impl Into<String>, reason: impl std::fmt::Display) -> TlsError {
-    TlsError::Pem { what: what.into(), reason: reason.to_string() }
-}
-
-/// The one cryptography provider of this program, made the process's default on first use.
-pub fn provider() -> Arc<CryptoProvider> {
-    static INSTALL: Once = Once::new();
-    INSTALL.call_once(|| {
-        // An error means that there is a default already, which is as good.
-        let _already = ring::default_provider().install_default();
-    });
-    CryptoProvider::get_default().cloned().unwrap_or_else(|| Arc::new(ring::default_provider()))
-}
+use crate::tls::{AnyServer, NamedServer, TlsError, authorities, certified_key, provider};
 
 /// The configuration for `access`, offering HTTP/2 and HTTP/1.1.
 pub fn client_config(access: &Access, identity: Arc<ClientIdentity>) -> Result<ClientConfig, TlsError> {
@@ -61,18 +30,18 @@ pub fn client_config(access: &Access, identity: Arc<ClientIdentity>) -> Result<C
 
 fn verifier(access: &Access) -> Result<Arc<dyn ServerCertVerifier>, TlsError> {
     let roots = match &access.trust {
-        Trust::Anybody => return Ok(Arc::new(Anybody(provider()))),
+        Trust::Anybody => return Ok(Arc::new(AnyServer::default())),
         Trust::System => system_roots()?,
-        Trust::Bundle(pem) => bundle(pem)?,
+        Trust::Bundle(pem) => authorities(pem, "certificate authority")?,
     };
     let strict = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider())
         .build()
-        .map_err(|e| pem_error("certificate authority", e))?;
+        .map_err(|e| TlsError::pem("certificate authority", e))?;
     match &access.tls_server_name {
         None => Ok(strict),
         Some(name) => {
-            let name = ServerName::try_from(name.clone()).map_err(|e| pem_error("tls-server-name", e))?;
-            Ok(Arc::new(NamedServer { strict, name }))
+            let name = ServerName::try_from(name.clone()).map_err(|e| TlsError::pem("tls-server-name", e))?;
+            Ok(Arc::new(NamedServer::new(strict, name)))
         }
     }
 }
@@ -81,31 +50,9 @@ fn system_roots() -> Result<RootCertStore, TlsError> {
     let mut roots = RootCertStore::empty();
     roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
     if roots.is_empty() {
-        return Err(pem_error("certificate authority", "none given, and this machine trusts no roots"));
+        return Err(TlsError::pem("certificate authority", "none given, and this machine trusts no roots"));
     }
     Ok(roots)
-}
-
-fn bundle(pem: &[u8]) -> Result<RootCertStore, TlsError> {
-    let mut roots = RootCertStore::empty();
-    for certificate in certificates(pem, "certificate authority")? {
-        roots.add(certificate).map_err(|e| pem_error("certificate authority", e))?;
-    }
-    Ok(roots)
-}
-
-/// The certificates of a PEM text, at least one. `what` is for messages.
-pub fn certificates(pem: &[u8], what: &str) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
-    let found = found.map_err(|e| pem_error(what, e))?;
-    if found.is_empty() { Err(pem_error(what, "holds no PEM certificate")) } else { Ok(found) }
-}
-
-/// A certificate chain and its key, checked to belong together.
-pub fn certified_key(certificate: &[u8], key: &[u8], what: &str) -> Result<CertifiedKey, TlsError> {
-    let chain = certificates(certificate, what)?;
-    let key = PrivateKeyDer::from_pem_slice(key).map_err(|e| pem_error(format!("key of {what}"), e))?;
-    CertifiedKey::from_der(chain, key, &provider()).map_err(|e| pem_error(what, e))
 }
 
 /// The certificate this node shows. New connections show the newest one; files are looked at again before each
@@ -189,7 +136,7 @@ fn bytes(source: &PemSource, what: &str) -> Result<Vec<u8>, TlsError> {
     match source {
         PemSource::Inline(pem) => Ok(pem.clone()),
         PemSource::File(path) => {
-            std::fs::read(path).map_err(|e| pem_error(format!("{what} {}", path.display()), e))
+            std::fs::read(path).map_err(|e| TlsError::pem(format!("{what} {}", path.display()), e))
         }
     }
 }
@@ -203,95 +150,10 @@ fn modified(source: &CertificateSource) -> Option<(SystemTime, SystemTime)> {
     Some((of(&source.certificate)?, of(&source.key)?))
 }
 
-/// Checks the certificate for a name of our choice (`tls-server-name`). The name in the handshake stays the host's.
-#[derive(Debug)]
-struct NamedServer {
-    strict: Arc<WebPkiServerVerifier>,
-    name: ServerName<'static>,
-}
-
-impl ServerCertVerifier for NamedServer {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        _server_name: &ServerName<'_>,
-        ocsp: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        self.strict.verify_server_cert(end_entity, intermediates, &self.name, ocsp, now)
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.strict.verify_tls12_signature(message, cert, dss)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.strict.verify_tls13_signature(message, cert, dss)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.strict.supported_verify_schemes()
-    }
-}
-
-/// `insecure-skip-tls-verify`: any certificate will do, but the handshake must be signed with its key.
-#[derive(Debug)]
-struct Anybody(Arc<CryptoProvider>);
-
-impl ServerCertVerifier for Anybody {
-    fn verify_server_cert(
-        &self,
-        _end_entity: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
-        _server_name: &ServerName<'_>,
-        _ocsp: &[u8],
-        _now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls12_signature(message, cert, dss, &self.0.signature_verification_algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls13_signature(message, cert, dss, &self.0.signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn pair(name: &str) -> (String, String) {
-        let made = rcgen::generate_simple_self_signed([name.to_owned()]).expect("a certificate");
-        (made.cert.pem(), made.signing_key.serialize_pem())
-    }
+    use crate::tls::tests::pair;
 
     #[test]
     fn a_certificate_is_read_again_when_its_files_change() {
@@ -321,20 +183,5 @@ mod tests {
         assert_ne!(second.cert, first.cert);
         std::fs::write(&certificate, "half a cert").expect("written");
         assert_eq!(identity.resolve(&[], &[]).expect("the old one").cert, second.cert);
-    }
-
-    #[test]
-    fn a_key_that_belongs_to_another_certificate_is_refused() {
-        let (certificate, _) = pair("a");
-        let (_, key) = pair("b");
-        let error = certified_key(certificate.as_bytes(), key.as_bytes(), "client certificate n.pem")
-            .expect_err("refused");
-        assert!(error.to_string().starts_with("client certificate n.pem: "), "{error}");
-    }
-
-    #[test]
-    fn text_without_certificate_is_named() {
-        let error = certificates(b"nothing", "certificate authority").expect_err("empty");
-        assert_eq!(error.to_string(), "certificate authority: holds no PEM certificate");
     }
 }

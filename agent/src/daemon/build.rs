@@ -51,7 +51,7 @@ pub fn parts(
     services: Arc<ServiceVariables>,
 ) -> anyhow::Result<Parts> {
     let images = Arc::new(Store::open(&config.root_dir.join("images")).context("open the image store")?);
-    verify_images(&images);
+    verify_images(&images, config);
     let network = Network::open(NetworkSettings {
         config: config.network.clone(),
         addresses: addresses.to_vec(),
@@ -77,8 +77,13 @@ fn registries(config: &Config) -> RegistryConfig {
     }
 }
 
-/// The first start after a boot looks whether the disk has kept the layers. No container runs yet.
-fn verify_images(images: &Store) {
+/// The first start after a boot looks whether the disk has kept the layers. The run directory is empty then: where it is
+/// not, containers run from these layers, and dropping one would take it from under them.
+fn verify_images(images: &Store, config: &Config) {
+    let pods = fs::read_dir(config.run_dir.join("pods")).into_iter().flatten();
+    if pods.count() > 0 {
+        return;
+    }
     let verified = fs::read_to_string("/proc/sys/kernel/random/boot_id")
         .map_err(|error| error.to_string())
         .and_then(|boot| images.verify_after_boot(boot.trim()).map_err(|error| error.to_string()));

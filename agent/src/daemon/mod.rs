@@ -199,10 +199,9 @@ async fn start_node(
         pod_source(client.clone(), config.node_name.clone(), registered.clone(), services_listed, updates),
     );
     tasks.spawn("image garbage", image_gc::run(images, config.images.clone(), pods.clone()));
-    let lookup = Arc::new(NodePods::new(pods.clone(), config.pod_logs_dir.clone()));
+    let lookup = Arc::new(NodePods::new(pods, config.pod_logs_dir.clone()));
     let server = NodeServer::bind(config, addresses, client, lookup).await?;
     tasks.spawn("server", server.run());
-    tasks.spawn("garbage", node::collect_garbage(host, pods));
     Ok(Running { registered })
 }
 

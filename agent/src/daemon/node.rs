@@ -13,13 +13,10 @@ use tokio::sync::watch;
 
 use super::notify;
 use crate::config::Config;
-use crate::host::NodeHost;
 use crate::image::store::Store;
 use crate::network::Network;
 use crate::node::{Health, NodeConditions, NodeImage, NodeView, Registered};
 use crate::pod::admission::Allocatable;
-use crate::pod::manager::Pods;
-use crate::pod::names::PodUid;
 
 /// While the network is not ready, its plugins are asked this often.
 const ASK_AGAIN: Duration = Duration::from_secs(5);
@@ -30,16 +27,6 @@ pub async fn announce(mut registered: Registered) {
         notify::ready();
         tracing::info!("the node is registered");
     }
-}
-
-/// Frees what belongs to no pod any more, once the sources have said which pods there are.
-pub async fn collect_garbage(host: Arc<NodeHost>, mut pods: Pods) {
-    // The first change is the first complete list, or what the node still held.
-    if !pods.changed().await {
-        return;
-    }
-    let living: Vec<PodUid> = pods.all().keys().cloned().collect();
-    host.collect_garbage(&living).await;
 }
 
 /// Follows the directory of network configurations.

@@ -4,7 +4,6 @@
 //! pod whose tag has moved holds both images until then. Never: removes an image.
 
 use std::collections::BTreeSet;
-use std::fs;
 use std::sync::Arc;
 
 use super::NodeHost;
@@ -28,14 +27,9 @@ impl NodeHost {
         }
     }
 
-    /// Ends the holds of pods that have nothing on this node any more. For the start of the daemon, before any pod is
-    /// worked for.
-    pub(super) fn release_stale_holds(&self) {
-        let residents = fs::read_dir(self.settings.root_dir.join("pods")).into_iter().flatten().flatten();
-        let mut living: BTreeSet<String> =
-            residents.filter_map(|entry| entry.file_name().into_string().ok()).collect();
-        living.extend(self.supervisors.present().iter().map(ToString::to_string));
-        match release_others(&self.images, &living) {
+    /// Ends the holds of every other pod than these.
+    pub(super) fn release_images_of_others(&self, living: &BTreeSet<PodUid>) {
+        match release_others(&self.images, living) {
             Ok(0) => {}
             Ok(released) => tracing::info!(released, "images held by pods that are gone were released"),
             Err(error) => tracing::warn!(%error, "cannot release the images of pods that are gone"),
@@ -55,10 +49,10 @@ impl NodeHost {
     }
 }
 
-fn release_others(images: &Store, living: &BTreeSet<String>) -> Result<usize, StoreError> {
+fn release_others(images: &Store, living: &BTreeSet<PodUid>) -> Result<usize, StoreError> {
     let mut released = 0;
     for (id, owner) in images.holds()? {
-        if !living.contains(&owner) {
+        if !living.contains(&PodUid::from(owner.clone())) {
             images.release(&id, &owner)?;
             released += 1;
         }

@@ -15,6 +15,7 @@ mod start;
 mod stop;
 pub mod supervisor;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use tokio::sync::watch;
@@ -93,7 +94,7 @@ impl NodeHost {
             objects: parts.objects,
             services: parts.services,
         };
-        host.release_stale_holds();
+        host.collect_garbage().await;
         host.link_adopted_logs();
         Ok(host)
     }
@@ -108,9 +109,16 @@ impl NodeHost {
         }
     }
 
-    /// Frees leases and links of pods that are not among the living.
-    pub async fn collect_garbage(&self, living: &[PodUid]) {
-        if let Err(error) = self.network.collect_garbage(living).await {
+    /// Frees what pods that have nothing on this node any more still hold of network and images. Before any pod is worked
+    /// for: what a pod gets meanwhile would look like nobody's.
+    async fn collect_garbage(&self) {
+        let pods = std::fs::read_dir(self.settings.root_dir.join("pods")).into_iter().flatten().flatten();
+        let mut living: BTreeSet<PodUid> =
+            pods.filter_map(|entry| entry.file_name().into_string().ok().map(PodUid::from)).collect();
+        living.extend(self.supervisors.present());
+        self.release_images_of_others(&living);
+        let living: Vec<PodUid> = living.into_iter().collect();
+        if let Err(error) = self.network.collect_garbage(&living).await {
             tracing::warn!(%error, "cannot free what vanished pods held of the network");
         }
     }

@@ -20,7 +20,7 @@ use super::cgroup::resources::oom_score_adj;
 use super::container::env::{self, Facts, Sources};
 use super::container::mounts::{self, PodFiles};
 use super::container::user::{self, Accounts};
-use super::container::{self, Inputs, privileges};
+use super::container::{self, Inputs, devices, privileges};
 use super::files;
 use super::supervisor::LiveSandbox;
 use crate::image::store::Image;
@@ -143,6 +143,7 @@ impl NodeHost {
             mounts,
             cgroup: cgroup.join(format!("{}-{}", id.name, id.attempt)),
             rootfs: dir.rootfs(&id),
+            devices: if container.security_context.privileged { devices::of_node() } else { vec![] },
             hostname: &names.hostname,
             pids_limit: None,
         })

@@ -2,6 +2,7 @@
 //!
 //! Owns: the actions, their keys, and how they fail. Never: carries one out (that is `host`), never waits.
 
+use std::fmt;
 use std::time::Duration;
 
 use super::names::{AttemptId, ContainerName};
@@ -86,6 +87,27 @@ pub enum ActionKey {
     RemoveRemains,
     /// Deleting the object.
     DeleteObject,
+}
+
+/// One word, and what it is about: `StartContainer web/0`.
+impl fmt::Display for Action {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Action::CreateSandbox { attempt } => write!(f, "CreateSandbox {attempt}"),
+            Action::AttachNetwork => f.write_str("AttachNetwork"),
+            Action::PrepareVolumes => f.write_str("PrepareVolumes"),
+            Action::PullImage { image } => write!(f, "PullImage {image}"),
+            Action::StartContainer { id, .. } => write!(f, "StartContainer {id}"),
+            Action::StopContainer { id } => write!(f, "StopContainer {id}"),
+            Action::KillContainer { id } => write!(f, "KillContainer {id}"),
+            Action::RemoveContainer { id } => write!(f, "RemoveContainer {id}"),
+            Action::DetachNetwork => f.write_str("DetachNetwork"),
+            Action::RemoveSandbox => f.write_str("RemoveSandbox"),
+            Action::RemoveVolumes => f.write_str("RemoveVolumes"),
+            Action::RemoveRemains => f.write_str("RemoveRemains"),
+            Action::DeleteObject => f.write_str("DeleteObject"),
+        }
+    }
 }
 
 impl Action {

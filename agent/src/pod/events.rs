@@ -129,14 +129,17 @@ pub fn already_present(container: &ContainerFacts<'_>) -> PodEvent {
     event(false, "Pulled", Some(&container.spec.name), message)
 }
 
-/// A pull failed and is tried again later.
-pub fn pull_back_off(container: &ContainerFacts<'_>, message: &str) -> PodEvent {
-    event(false, "BackOff", Some(&container.spec.name), message.to_owned())
+/// A pull failed and is tried again later. Why it failed was said then.
+pub fn pull_back_off(container: &ContainerFacts<'_>) -> [PodEvent; 2] {
+    let message = format!("Back-off pulling image \"{}\"", container.spec.image);
+    let name = Some(&container.spec.name);
+    [event(false, "BackOff", name, message), blocked(container, "ImagePullBackOff")]
 }
 
 /// The image is not there and may not be pulled.
-pub fn never_pull(container: &ContainerFacts<'_>, message: &str) -> PodEvent {
-    event(true, "ErrImageNeverPull", Some(&container.spec.name), message.to_owned())
+pub fn never_pull(container: &ContainerFacts<'_>, message: &str) -> [PodEvent; 2] {
+    let name = Some(&container.spec.name);
+    [event(true, "ErrImageNeverPull", name, message.to_owned()), blocked(container, "ErrImageNeverPull")]
 }
 
 /// A container cannot be started as it stands.

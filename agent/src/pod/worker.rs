@@ -182,7 +182,7 @@ impl<H: Host, R: Reporter> Worker<H, R> {
             if let Some(event) = events::begun(pod, action) {
                 self.context.reporter.event(pod, event);
             }
-            info!(uid = %pod.uid(), ?action, "executing");
+            info!(uid = %pod.uid(), %action, "executing");
             self.spawn(pod, action, &plan.status);
         }
     }
@@ -250,7 +250,7 @@ impl<H: Host, R: Reporter> Worker<H, R> {
             return;
         };
         if let Err(error) = &result {
-            warn!(uid = %pod.uid(), ?action, %error, "failed");
+            warn!(uid = %pod.uid(), %action, %error, "failed");
         }
         for event in events::ended(&pod, &action, &result) {
             self.context.reporter.event(&pod, event);

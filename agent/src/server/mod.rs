@@ -36,12 +36,12 @@ use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
 use crate::api::client::Client;
-use crate::api::tls;
 use crate::config::Config;
+use crate::tls::{self, AskForCertificate};
 
 use access::{Access, Attempt, Decision};
 use lookup::PodLookup;
-use peer::{AskForCertificate, ClientCa, User};
+use peer::{ClientCa, User};
 use serving::ServingIdentity;
 
 /// How long a client may take for the TLS handshake, and then for the head of a request.
@@ -130,7 +130,7 @@ fn acceptor(config: &Config, addresses: &[IpAddr]) -> anyhow::Result<TlsAcceptor
     let mut tls = rustls::ServerConfig::builder_with_provider(tls::provider())
         .with_safe_default_protocol_versions()
         .context("TLS versions")?
-        .with_client_cert_verifier(Arc::new(AskForCertificate(tls::provider())))
+        .with_client_cert_verifier(Arc::new(AskForCertificate::default()))
         .with_cert_resolver(Arc::new(identity));
     tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(TlsAcceptor::from(Arc::new(tls)))

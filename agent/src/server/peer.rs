@@ -1,21 +1,18 @@
 //! Who is at the other end of a TLS connection.
 //!
-//! Owns: asking for a client certificate without insisting, judging it against the client CA, reading user and groups
-//! from it. A certificate that does not fit ends no handshake, it is only not believed, and the request may still
-//! carry a token; so it is with kubelet. Never: authorizes.
+//! Owns: judging a client certificate against the client CA, reading user and groups from it. A certificate that does
+//! not fit ends no handshake, it is only not believed, and the request may still carry a token; so it is with kubelet.
+//! Never: authorizes.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
 
-use rustls::client::danger::HandshakeSignatureValid;
-use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::server::WebPkiClientVerifier;
-use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::{DigitallySignedStruct, DistinguishedName, RootCertStore, SignatureScheme};
+use rustls::server::danger::ClientCertVerifier;
 
-use crate::api::tls::{self, TlsError};
+use crate::tls::{self, TlsError};
 
 /// A user, as certificates, tokens and the API server name one.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -28,51 +25,6 @@ pub struct User {
     pub groups: Vec<String>,
     /// `extra`, by key.
     pub extra: Vec<(String, Vec<String>)>,
-}
-
-/// Asks every client for a certificate and accepts any, or none: [`ClientCa`] judges it afterwards.
-#[derive(Debug)]
-pub struct AskForCertificate(pub Arc<CryptoProvider>);
-
-impl ClientCertVerifier for AskForCertificate {
-    fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        &[]
-    }
-
-    fn client_auth_mandatory(&self) -> bool {
-        false
-    }
-
-    fn verify_client_cert(
-        &self,
-        _end_entity: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
-        _now: UnixTime,
-    ) -> Result<ClientCertVerified, rustls::Error> {
-        Ok(ClientCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls12_signature(message, cert, dss, &self.0.signature_verification_algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls13_signature(message, cert, dss, &self.0.signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
-    }
 }
 
 /// `clientCAFile`, read again when it changes.
@@ -117,14 +69,11 @@ impl ClientCa {
 }
 
 fn load(file: &std::path::Path) -> Result<Arc<dyn ClientCertVerifier>, TlsError> {
-    let wrong = |reason: String| TlsError::Pem { what: format!("clientCAFile {}", file.display()), reason };
-    let pem = std::fs::read(file).map_err(|e| wrong(e.to_string()))?;
-    let mut roots = RootCertStore::empty();
-    for certificate in tls::certificates(&pem, &format!("clientCAFile {}", file.display()))? {
-        roots.add(certificate).map_err(|e| wrong(e.to_string()))?;
-    }
+    let what = format!("clientCAFile {}", file.display());
+    let pem = std::fs::read(file).map_err(|e| TlsError::pem(&what, e))?;
+    let roots = tls::authorities(&pem, &what)?;
     let builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), tls::provider());
-    let verifier: Arc<dyn ClientCertVerifier> = builder.build().map_err(|e| wrong(e.to_string()))?;
+    let verifier: Arc<dyn ClientCertVerifier> = builder.build().map_err(|e| TlsError::pem(what, e))?;
     Ok(verifier)
 }
 

@@ -17,7 +17,8 @@ use rustls::sign::CertifiedKey;
 use x509_parser::extensions::GeneralName;
 
 use crate::api::kubeconfig::{CertificateSource, PemSource};
-use crate::api::tls::{ClientIdentity, certificates};
+use crate::api::tls::ClientIdentity;
+use crate::tls::certificates;
 
 /// A self-signed certificate lives so long, and is made anew this long before its end.
 const LIFETIME: Duration = Duration::from_secs(365 * 24 * 3600);

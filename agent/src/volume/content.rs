@@ -2,6 +2,8 @@
 //!
 //! Owns: fetching each source and laying it out; kubelet's modes for service account tokens. Never: writes a file.
 
+use std::sync::Arc;
+
 use super::VolumeError;
 use super::objects::{ObjectData, ObjectError, Objects};
 use super::payload::{File, ObjectRules, Payload};
@@ -9,8 +11,6 @@ use crate::host::container::env::{Facts, pod_field, resource_field};
 use crate::pod::spec::{
     Container, DownwardApiFile, KeyToPath, Pod, ProjectedSource, TokenProjection, VolumeSource,
 };
-
-use std::sync::Arc;
 
 /// The payload of a configMap, secret, downwardAPI or projected volume; empty for every other kind.
 pub async fn payload(

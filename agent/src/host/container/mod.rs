@@ -3,6 +3,7 @@
 //! Owns: the configuration's shape: process, mounts, namespaces, cgroup limits. Never: writes it, starts anything, or
 //! applies privileges: capabilities, `no_new_privs` and seccomp go to the supervisor's executor beside it.
 
+pub mod devices;
 pub mod env;
 pub mod mounts;
 pub mod privileges;
@@ -12,14 +13,16 @@ use std::path::{Path, PathBuf};
 
 use oci_spec::OciSpecError;
 use oci_spec::runtime::{
-    LinuxBuilder, LinuxCpuBuilder, LinuxDeviceBuilder, LinuxDeviceCgroupBuilder, LinuxDeviceType,
-    LinuxMemoryBuilder, LinuxNamespaceBuilder, LinuxNamespaceType, LinuxPidsBuilder, LinuxResources,
-    LinuxResourcesBuilder, Mount, Process, ProcessBuilder, RootBuilder, Spec, SpecBuilder, UserBuilder,
+    LinuxBuilder, LinuxCpuBuilder, LinuxDevice, LinuxDeviceBuilder, LinuxDeviceCgroupBuilder,
+    LinuxDeviceType, LinuxMemoryBuilder, LinuxNamespaceBuilder, LinuxNamespaceType, LinuxPidsBuilder,
+    LinuxResources, LinuxResourcesBuilder, Mount, Process, ProcessBuilder, RootBuilder, Spec, SpecBuilder,
+    UserBuilder,
 };
 
 use super::cgroup::resources::{PERIOD_US, cpu_quota, cpu_shares};
 use crate::image::config::ImageConfig;
 use crate::pod::spec::{Container, Pod};
+use devices::Device;
 use user::User;
 
 /// `PATH` where neither image nor pod sets it.
@@ -44,6 +47,8 @@ pub struct Inputs<'a> {
     pub cgroup: PathBuf,
     /// Its root file system, mounted by the supervisor.
     pub rootfs: PathBuf,
+    /// Devices beyond those that every container has: the node's, for a privileged one.
+    pub devices: Vec<Device>,
     /// The hostname, for `HOSTNAME`.
     pub hostname: &'a str,
     /// `podPidsLimit`.
@@ -72,8 +77,8 @@ pub fn spec(inputs: &Inputs<'_>) -> Result<Spec, ConfigError> {
         .resources(resources(inputs)?)
         .masked_paths(masked)
         .readonly_paths(read_only_paths);
-    if inputs.container.security_context.privileged {
-        linux = linux.devices(devices()?);
+    if !inputs.devices.is_empty() {
+        linux = linux.devices(linux_devices(&inputs.devices)?);
     }
     let spec = SpecBuilder::default()
         .version("1.1.0")
@@ -180,18 +185,18 @@ fn resources(inputs: &Inputs<'_>) -> Result<LinuxResources, OciSpecError> {
     resources.build()
 }
 
-fn devices() -> Result<Vec<oci_spec::runtime::LinuxDevice>, OciSpecError> {
-    let found = privileges::node_devices().into_iter();
-    found
-        .map(|(path, letter, major, minor, mode, uid, gid)| {
+fn linux_devices(devices: &[Device]) -> Result<Vec<LinuxDevice>, OciSpecError> {
+    devices
+        .iter()
+        .map(|device| {
             LinuxDeviceBuilder::default()
-                .path(path)
-                .typ(if letter == 'b' { LinuxDeviceType::B } else { LinuxDeviceType::C })
-                .major(i64::try_from(major).unwrap_or_default())
-                .minor(i64::try_from(minor).unwrap_or_default())
-                .file_mode(mode)
-                .uid(uid)
-                .gid(gid)
+                .path(&device.path)
+                .typ(if device.block { LinuxDeviceType::B } else { LinuxDeviceType::C })
+                .major(i64::try_from(device.major).unwrap_or_default())
+                .minor(i64::try_from(device.minor).unwrap_or_default())
+                .file_mode(device.mode)
+                .uid(device.uid)
+                .gid(device.gid)
                 .build()
         })
         .collect()
@@ -211,6 +216,7 @@ mod tests {
             mounts: vec![],
             cgroup: "/kubepods/podu/c-0".into(),
             rootfs: "/rootfs".into(),
+            devices: vec![],
             hostname: "web",
             pids_limit: None,
         }

@@ -4,7 +4,7 @@
 //! them (the supervisor's executor does).
 
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use orlop_sandbox::protocol::Seccomp;
 
@@ -116,39 +116,6 @@ pub fn hidden_paths(container: &Container) -> (Vec<String>, Vec<String>) {
         return (vec![], vec![]);
     }
     (MASKED.map(str::to_owned).to_vec(), READ_ONLY.map(str::to_owned).to_vec())
-}
-
-/// The node's devices, for privileged containers: path, type character, major and minor number, mode, uid, gid.
-pub fn node_devices() -> Vec<(PathBuf, char, u64, u64, u32, u32, u32)> {
-    let mut devices = vec![];
-    collect_devices(Path::new("/dev"), &mut devices);
-    devices
-}
-
-fn collect_devices(dir: &Path, devices: &mut Vec<(PathBuf, char, u64, u64, u32, u32, u32)>) {
-    use std::os::unix::fs::{FileTypeExt, MetadataExt};
-    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
-        let path = entry.path();
-        let Ok(meta) = std::fs::symlink_metadata(&path) else { continue };
-        let kind = meta.file_type();
-        if kind.is_dir() {
-            // These are file systems of their own in a container.
-            if !["pts", "shm", "fd", "mqueue", ".lxc", ".lxd-mounts"].iter().any(|name| path.ends_with(name))
-            {
-                collect_devices(&path, devices);
-            }
-            continue;
-        }
-        let letter = match (kind.is_char_device(), kind.is_block_device()) {
-            (true, _) => 'c',
-            (_, true) => 'b',
-            (false, false) => continue,
-        };
-        if path != Path::new("/dev/console") {
-            let (major, minor) = (nix::sys::stat::major(meta.rdev()), nix::sys::stat::minor(meta.rdev()));
-            devices.push((path, letter, major, minor, meta.mode() & 0o7777, meta.uid(), meta.gid()));
-        }
-    }
 }
 
 #[cfg(test)]

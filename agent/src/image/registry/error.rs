@@ -104,48 +104,84 @@ pub enum RegistryError {
     Http(#[from] HttpError),
 }
 
+/// Who is to blame, as far as it matters for trying again.
+enum Blame<'a> {
+    /// The answer, which stays the same however often it is asked for.
+    Answer,
+    /// Too many requests.
+    Haste,
+    /// The registry itself is in trouble.
+    Registry,
+    /// The request or its answer went astray.
+    Http(&'a HttpError),
+}
+
 impl RegistryError {
     /// Whether the same request may well succeed a little later.
     #[must_use]
     pub fn is_transient(&self) -> bool {
-        match self {
-            Self::RateLimited { .. } => true,
-            Self::Status { status, .. } => status.is_server_error(),
-            Self::Http(error) => error.is_transient(),
-            Self::NotFound { .. }
-            | Self::Unauthorized { .. }
-            | Self::Unusable { .. }
-            | Self::Token { .. }
-            | Self::WrongDigest { .. }
-            | Self::WrongSize { .. }
-            | Self::Manifest { .. }
-            | Self::Config { .. }
-            | Self::Hosts(_) => false,
+        match self.blame() {
+            Blame::Haste | Blame::Registry => true,
+            Blame::Http(error) => error.is_transient(),
+            Blame::Answer => false,
         }
     }
 
     /// Whether the registry could not be reached or could not answer.
     #[must_use]
     pub fn is_unavailable(&self) -> bool {
-        match self {
-            Self::Http(error) => matches!(
+        match self.blame() {
+            Blame::Registry => true,
+            Blame::Http(error) => matches!(
                 error,
                 HttpError::Connect { .. }
                     | HttpError::Stalled { .. }
                     | HttpError::Broken { .. }
                     | HttpError::Tls { .. }
             ),
-            Self::Status { status, .. } => status.is_server_error(),
-            Self::NotFound { .. }
+            Blame::Answer | Blame::Haste => false,
+        }
+    }
+
+    fn blame(&self) -> Blame<'_> {
+        match self {
+            Self::RateLimited { .. } => Blame::Haste,
+            Self::Status { status, .. } if status.is_server_error() => Blame::Registry,
+            Self::Http(error) => Blame::Http(error),
+            Self::Status { .. }
+            | Self::NotFound { .. }
             | Self::Unauthorized { .. }
-            | Self::RateLimited { .. }
             | Self::Unusable { .. }
             | Self::Token { .. }
             | Self::WrongDigest { .. }
             | Self::WrongSize { .. }
             | Self::Manifest { .. }
             | Self::Config { .. }
-            | Self::Hosts(_) => false,
+            | Self::Hosts(_) => Blame::Answer,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn trouble_of_the_registry_passes_and_its_refusals_stay() {
+        let url = || "https://registry.example/v2/".to_owned();
+        let status = |status| RegistryError::Status { url: url(), status, message: String::new() };
+        let http = |error| RegistryError::Http(error);
+        let cases = [
+            (RegistryError::RateLimited { url: url(), message: String::new() }, true, false),
+            (status(StatusCode::SERVICE_UNAVAILABLE), true, true),
+            (status(StatusCode::BAD_REQUEST), false, false),
+            (RegistryError::NotFound { image: "a".into(), registry: "b".into() }, false, false),
+            (http(HttpError::Connect { url: url(), reason: "refused".into() }), true, true),
+            (http(HttpError::Tls { url: url(), reason: "expired".into() }), false, true),
+            (http(HttpError::TooLong { url: url(), limit: 1 }), false, false),
+        ];
+        for (error, transient, unavailable) in cases {
+            assert_eq!((error.is_transient(), error.is_unavailable()), (transient, unavailable), "{error}");
         }
     }
 }

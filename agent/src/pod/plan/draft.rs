@@ -64,8 +64,13 @@ impl<'f, 'a> Draft<'f, 'a> {
 
     /// Sends an event unless it was sent for this number.
     pub fn say(&mut self, topic: Topic, number: u64, event: PodEvent) {
+        self.say_all(topic, number, [event]);
+    }
+
+    /// Sends events that belong together unless they were sent for this number.
+    pub fn say_all(&mut self, topic: Topic, number: u64, events: impl IntoIterator<Item = PodEvent>) {
         if !self.facts.history.has_said(&topic, number) {
-            self.events.push(event);
+            self.events.extend(events);
             self.notes.said.push((topic, number));
         }
     }
@@ -78,6 +83,17 @@ impl<'f, 'a> Draft<'f, 'a> {
     /// Whether an action on this key is being carried out.
     pub fn in_flight(&self, key: &ActionKey) -> bool {
         self.facts.history.is_in_flight(key)
+    }
+
+    /// A pull that has brought its image is about to end by itself, and then tells how it went.
+    pub fn let_pulls_end(&mut self) {
+        for (key, _) in self.facts.history.in_flight() {
+            if let ActionKey::PullImage(image) = key
+                && self.facts.observed.images.contains_key(image)
+            {
+                self.pulls.insert(image.clone());
+            }
+        }
     }
 
     /// A pull that this plan has no use for is dropped.

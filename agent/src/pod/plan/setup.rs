@@ -43,6 +43,7 @@ pub(super) fn bring_up(draft: &mut Draft<'_, '_>) {
             }
         }
     }
+    draft.let_pulls_end();
     stop_outdated(draft);
     forget_old_attempts(draft);
 }
@@ -96,7 +97,7 @@ fn image(draft: &mut Draft<'_, '_>, container: &ContainerFacts<'_>) -> bool {
         Need::Absent => {
             if let Some(blocked) = blocked(facts, container) {
                 let topic = Topic::Blocked(name.clone());
-                draft.say(topic, 0, events::never_pull(container, &blocked.message));
+                draft.say_all(topic, 0, events::never_pull(container, &blocked.message));
             }
         }
         Need::Pull => {
@@ -105,7 +106,7 @@ fn image(draft: &mut Draft<'_, '_>, container: &ContainerFacts<'_>) -> bool {
                 && blocked.reason == "ImagePullBackOff"
             {
                 let topic = Topic::PullBackOff(image.clone());
-                draft.say(topic, blocked.number, events::pull_back_off(container, &blocked.message));
+                draft.say_all(topic, blocked.number, events::pull_back_off(container));
             }
             draft.act(Action::PullImage { image });
         }
@@ -116,6 +117,7 @@ fn image(draft: &mut Draft<'_, '_>, container: &ContainerFacts<'_>) -> bool {
 fn start(draft: &mut Draft<'_, '_>, container: &ContainerFacts<'_>, backoff: Duration) {
     let id = container.next_attempt();
     let pulled = draft.facts.history.pulled_for(&container.spec.image, &id);
+    let pulled = pulled || draft.in_flight(&ActionKey::PullImage(container.spec.image.clone()));
     let number = u64::from(id.attempt);
     if draft.act(Action::StartContainer { id, backoff }) && !pulled {
         let topic = Topic::AlreadyPresent(container.spec.name.clone());

@@ -86,9 +86,10 @@ fn a_failed_pull_shows_as_error_then_as_back_off_and_is_tried_again() {
     }
     assert!(sim.now > begin);
     assert_eq!(tries, [10, 30, 70, 150]);
-    let message = "Back-off pulling image \"a:1\": ErrImagePull: PullImage failed";
-    let backed_off = sim.events.iter().filter(|e| **e == format!("BackOff: {message}")).count();
-    assert_eq!(backed_off, 4, "once after each failure but the last");
+    for said in ["BackOff: Back-off pulling image \"a:1\"", "Failed: Error: ImagePullBackOff"] {
+        let times = sim.events.iter().filter(|e| *e == said).count();
+        assert_eq!(times, 4, "{said}: once after each failure but the last");
+    }
     assert!(sim.events.contains(&"Failed: Failed to pull image \"a:1\": PullImage failed".to_owned()));
     assert!(sim.events.contains(&"Failed: Error: ErrImagePull".to_owned()));
 }
@@ -100,6 +101,28 @@ fn an_image_name_that_is_none_stays_so() {
     sim.settle();
     sim.seconds(9);
     assert_eq!(sim.state("a"), "waiting InvalidImageName");
+}
+
+#[test]
+fn a_pull_whose_image_is_seen_before_it_ends_is_let_to_end() {
+    let mut sim = Sim::new(&with_policy("IfNotPresent"));
+    let begun = sim.begin();
+    let (pulls, others): (Vec<_>, Vec<_>) = begun.iter().partition(|a| matches!(a, Action::PullImage { .. }));
+    for action in others {
+        sim.end(action);
+    }
+    store(&mut sim.world, "a:1", "1");
+    for _ in 0..2 {
+        for action in sim.begin() {
+            sim.end(&action);
+        }
+        assert_eq!(sim.plan.as_ref().unwrap().cancel, []);
+    }
+    sim.end(pulls[0]);
+    sim.settle();
+    assert_eq!(sim.state("a"), "running");
+    let pulled: Vec<_> = sim.events.iter().filter(|e| e.starts_with("Pulled: ")).collect();
+    assert_eq!(pulled, ["Pulled: Successfully pulled image \"a:1\""]);
 }
 
 #[test]
