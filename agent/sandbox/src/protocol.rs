@@ -461,4 +461,13 @@ impl RecordState {
             RecordState::StartFailed { .. } | RecordState::Exited { .. } => true,
         }
     }
+
+    /// How far the attempt is: a life only goes on, so of two records the one further on is the newer one.
+    pub fn stage(&self) -> u8 {
+        match self {
+            RecordState::Starting { .. } => 0,
+            RecordState::Running { .. } => 1,
+            RecordState::StartFailed { .. } | RecordState::Exited { .. } => 2,
+        }
+    }
 }

@@ -38,6 +38,18 @@ pub struct Supervisors {
 struct Entry {
     sandbox: LiveSandbox,
     records: BTreeMap<ContainerId, ContainerRecord>,
+    /// Until the supervisor has listed what it has, announcements are collected here and nobody is shown a part.
+    listed: bool,
+}
+
+impl Entry {
+    /// Takes a record unless a newer one is known: an answer may be looked at after the events that follow it.
+    fn take(&mut self, record: ContainerRecord) {
+        let known = self.records.get(&record.id);
+        if known.is_none_or(|known| known.state.stage() <= record.state.stage()) {
+            self.records.insert(record.id.clone(), record);
+        }
+    }
 }
 
 /// A sandbox whose supervisor answers.
@@ -82,7 +94,7 @@ impl Supervisors {
 
     /// The live sandbox of a pod.
     pub fn live(&self, uid: &PodUid) -> Option<LiveSandbox> {
-        self.lock().get(uid).map(|entry| entry.sandbox.clone())
+        self.lock().get(uid).filter(|entry| entry.listed).map(|entry| entry.sandbox.clone())
     }
 
     /// Whether a supervisor for the pod is being started: then it is neither there nor lost.
@@ -105,11 +117,7 @@ impl Supervisors {
     /// Remembers what a call answered, ahead of the events.
     pub fn set_record(&self, uid: &PodUid, record: ContainerRecord) {
         if let Some(entry) = self.lock().get_mut(uid) {
-            let known = entry.records.get(&record.id);
-            // The answer of a start may be read after the exit event of the same container.
-            if !known.is_some_and(|known| known.state.is_over()) {
-                entry.records.insert(record.id.clone(), record);
-            }
+            entry.take(record);
         }
     }
 
@@ -172,12 +180,28 @@ impl Supervisors {
         attempt: u32,
     ) -> Result<(), CallError> {
         let reader = tokio::spawn(Arc::clone(self).read(uid.clone(), connection.clone()));
-        let hello = connection.call(Call::Hello { version: VERSION }).await?;
-        let state = connection.call(Call::State).await?;
-        let (Answer::Hello { supervisor, .. }, Answer::State { mut containers, truncated }) = (hello, state)
-        else {
+        let known = self.greet(uid, &connection, attempt).await;
+        if known.is_err() {
             reader.abort();
-            return Err(io::Error::other("the supervisor answers another question").into());
+            self.drop_connection(uid, &connection);
+        }
+        known
+    }
+
+    /// Learns who the supervisor is and what it has. From its Hello on it announces what happens; that is kept from there.
+    async fn greet(&self, uid: &PodUid, connection: &Connection, attempt: u32) -> Result<(), CallError> {
+        let another_question = || io::Error::other("the supervisor answers another question");
+        let Answer::Hello { supervisor, .. } = connection.call(Call::Hello { version: VERSION }).await?
+        else {
+            return Err(another_question().into());
+        };
+        let sandbox = LiveSandbox { connection: connection.clone(), supervisor, attempt, addresses: None };
+        self.lock()
+            .entry(uid.clone())
+            .and_modify(|entry| (entry.sandbox, entry.listed) = (sandbox.clone(), false))
+            .or_insert_with(|| Entry { sandbox, records: BTreeMap::new(), listed: false });
+        let Answer::State { mut containers, truncated } = connection.call(Call::State).await? else {
+            return Err(another_question().into());
         };
         if truncated {
             // What the packet had no room for are ended attempts; their records on disk are final.
@@ -185,15 +209,11 @@ impl Supervisors {
             let rest = crate::host::records_on_disk(&self.dir(uid)).into_iter();
             containers.extend(rest.filter(|record| !known.contains(&record.id)));
         }
-        let sandbox = LiveSandbox { connection, supervisor, attempt, addresses: None };
         let mut sandboxes = self.lock();
-        let entry = sandboxes
-            .entry(uid.clone())
-            .and_modify(|entry| entry.sandbox = sandbox.clone())
-            .or_insert_with(|| Entry { sandbox, records: BTreeMap::new() });
-        for record in containers {
-            entry.records.insert(record.id.clone(), record);
-        }
+        // It may have hung up meanwhile.
+        let entry = sandboxes.get_mut(uid).ok_or(CallError::Lost)?;
+        containers.into_iter().for_each(|record| entry.take(record));
+        entry.listed = true;
         Ok(())
     }
 
@@ -201,27 +221,23 @@ impl Supervisors {
     async fn read(self: Arc<Self>, uid: PodUid, connection: Connection) {
         connection
             .read(|event| match event {
-                Event::Started(record) => {
+                Event::Started(record) | Event::Exited(record) => {
                     self.set_record(&uid, record);
-                    self.announce(&uid);
-                }
-                Event::Exited(record) => {
-                    if let Some(entry) = self.lock().get_mut(&uid) {
-                        entry.records.insert(record.id.clone(), record);
-                    }
                     self.announce(&uid);
                 }
                 Event::ExecExited { .. } => {}
             })
             .await;
-        {
-            let mut sandboxes = self.lock();
-            // The pod may have a new sandbox by now.
-            if sandboxes.get(&uid).is_some_and(|entry| entry.sandbox.connection.is(&connection)) {
-                sandboxes.remove(&uid);
-            }
-        }
+        self.drop_connection(&uid, &connection);
         self.announce(&uid);
+    }
+
+    /// Forgets what came over a connection, unless the pod has a new sandbox by now.
+    fn drop_connection(&self, uid: &PodUid, connection: &Connection) {
+        let mut sandboxes = self.lock();
+        if sandboxes.get(uid).is_some_and(|entry| entry.sandbox.connection.is(connection)) {
+            sandboxes.remove(uid);
+        }
     }
 
     fn announce(&self, uid: &PodUid) {
@@ -270,3 +286,6 @@ fn spawn(dir: &SandboxDir, pod: &str, connection: OwnedFd) -> io::Result<()> {
     drop(child);
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;
