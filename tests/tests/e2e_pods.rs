@@ -11,10 +11,9 @@ use serde_json::{Value, json};
 const LONG: Duration = Duration::from_secs(30);
 
 fn wait_ready(node: &mut Node, name: &str) -> anyhow::Result<Value> {
-    let log = node.log();
     node.client()?
         .wait(&pod_path(name), LONG, |pod| pod.filter(|pod| is_ready(pod)).cloned())
-        .with_context(|| format!("daemon's log:\n{log}"))
+        .with_context(|| format!("daemon's log:\n{}", node.log()))
 }
 
 fn wait_gone(node: &mut Node, name: &str) -> anyhow::Result<()> {

@@ -21,8 +21,8 @@ use super::token::BearerToken;
 use crate::tls::TlsError;
 
 /// How long an ordinary call may take.
-pub const CALL_TIMEOUT: Duration = Duration::from_secs(8);
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(4);
+pub const CALL_TIMEOUT: Duration = Duration::from_secs(30);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const USER_AGENT: &str = concat!("orlop/", env!("CARGO_PKG_VERSION"));
 /// Answers larger than this are not read (a page of 100 pods is about one mebibyte).
 const MAX_ANSWER: usize = 64 << 20;
@@ -215,10 +215,6 @@ impl Client {
         let response = match request.send().await {
             Ok(response) => response,
             Err(error) => {
-                if error.is_timeout() {
-                    // A connection that answers nothing would be used again: every call shares it.
-                    self.reconnect();
-                }
                 let error = transport(&error);
                 inner.outage.failed(&error);
                 return Err(error);
