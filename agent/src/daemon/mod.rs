@@ -13,13 +13,14 @@ mod image_gc;
 mod node;
 pub mod notify;
 
+use std::io::ErrorKind;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use orlop_netproxy::objects::Service;
-use orlop_standalone::Server;
+use orlop_standalone::{Server, StartError};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -39,6 +40,7 @@ use crate::pod::spec::Pod;
 use crate::pod::worker;
 use crate::server::NodeServer;
 use crate::server::lookup::NodePods;
+use crate::server::port::when_free;
 use crate::services::{self, Listen, control, feed};
 use crate::{logging, shutdown};
 
@@ -46,9 +48,6 @@ use crate::{logging, shutdown};
 const WORKERS: usize = 2;
 /// Calls that block (file system, network namespaces) run on threads that end when they have been idle this long.
 const BLOCKING_KEEP_ALIVE: Duration = Duration::from_secs(2);
-/// How often, and how long apart, a port that is taken is tried again.
-const PORT_TRIES: u32 = 20;
-const PORT_PAUSE: Duration = Duration::from_millis(100);
 /// How long tasks may take to end after the signal.
 const DRAIN: Duration = Duration::from_secs(5);
 
@@ -114,22 +113,11 @@ async fn start_server(config: &Config, addresses: &[IpAddr]) -> anyhow::Result<S
     server.advertise = addresses.first().copied();
     server.names = vec![config.node_name.clone(), "127.0.0.1".to_owned(), "localhost".to_owned()];
     server.admin_kubeconfig = Some(dir.join("admin.kubeconfig"));
-    let server = start_when_free(server).await.context("start the embedded API server")?;
+    let taken = |error: &StartError| matches!(error, StartError::Listen { source, .. } if source.kind() == ErrorKind::AddrInUse);
+    let server =
+        when_free(|| Server::start(server.clone()), taken).await.context("start the embedded API server")?;
     tracing::info!(url = server.url(), kubeconfig = %server.admin_kubeconfig().display(), "the embedded API server is up");
     Ok(server)
-}
-
-/// A daemon that was killed between fork and exec of a supervisor leaves its sockets to the child for a moment.
-async fn start_when_free(config: orlop_standalone::Config) -> Result<Server, orlop_standalone::StartError> {
-    for _ in 0..PORT_TRIES {
-        match Server::start(config.clone()).await {
-            Err(orlop_standalone::StartError::Listen { source, .. })
-                if source.kind() == std::io::ErrorKind::AddrInUse => {}
-            other => return other,
-        }
-        tokio::time::sleep(PORT_PAUSE).await;
-    }
-    Server::start(config).await
 }
 
 /// Without `authentication.x509.clientCAFile`, the CA that vouches for the API server vouches for its clients too: whoever

@@ -4,6 +4,7 @@
 //! - `access`: who asks, and may they
 //! - `lookup`: what the server needs to know of the node
 //! - `container_logs`: `kubectl logs`
+//! - `port`: ports that a killed predecessor's child still holds
 //!
 //! Owns: listeners, connections, routes. Never: touches a pod.
 
@@ -11,10 +12,12 @@ pub mod access;
 mod container_logs;
 pub mod lookup;
 pub mod peer;
+pub mod port;
 pub mod serving;
 #[cfg(test)]
 mod tests;
 
+use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -42,6 +45,7 @@ use crate::tls::{self, AskForCertificate};
 use access::{Access, Attempt, Decision};
 use lookup::PodLookup;
 use peer::{ClientCa, User};
+use port::when_free;
 use serving::ServingIdentity;
 
 /// How long a client may take for the TLS handshake, and then for the head of a request.
@@ -116,7 +120,9 @@ async fn listen_some(address: Option<SocketAddr>) -> anyhow::Result<Option<TcpLi
 }
 
 async fn listen(address: SocketAddr) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address).await.with_context(|| format!("listen on {address}"))
+    when_free(|| TcpListener::bind(address), |error| error.kind() == ErrorKind::AddrInUse)
+        .await
+        .with_context(|| format!("listen on {address}"))
 }
 
 fn acceptor(config: &Config, addresses: &[IpAddr]) -> anyhow::Result<TlsAcceptor> {
