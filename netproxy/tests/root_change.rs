@@ -87,13 +87,18 @@ fn a_terminating_udp_endpoint_that_still_answers_keeps_its_clients() {
     let object = json!({
         "metadata": { "namespace": "ns", "name": "dns", "labels": { "kubernetes.io/service-name": "dns" } },
         "addressType": "IPv4", "ports": ports, "endpoints": [
-            { "addresses": [A], "conditions": { "ready": false, "serving": true, "terminating": true } },
-            { "addresses": [B] } ],
+            { "addresses": [A], "nodeName": "here", "conditions": { "ready": false, "serving": true, "terminating": true } },
+            { "addresses": [B], "nodeName": "here" } ],
     });
     proxy.apply(Event::SliceApplied(Box::new(serde_json::from_value(object).unwrap())));
     assert_eq!(proxy.sync(SystemTime::now()).unwrap().flows_removed, 0);
     assert_eq!(pod(&lab.udp_from("client", 4444, VIP, 53)), "a", "the flow goes on");
     assert_eq!(pod(&lab.udp_from("client", 4446, VIP, 53)), "b", "a new one goes elsewhere");
+    // The way every pod goes: first it terminates, then it is gone. Only the flows to it have to move then.
+    proxy.apply(slice("dns", &ports, &[B]));
+    let report = proxy.sync(SystemTime::now()).unwrap();
+    assert_eq!((report.flows_removed, report.added, report.removed), (1, 0, 0));
+    assert_eq!(pod(&lab.udp_from("client", 4444, VIP, 53)), "b", "the flow moves on");
 }
 
 #[test]
