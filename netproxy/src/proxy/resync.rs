@@ -4,7 +4,7 @@
 //! the search for a service the kernel refuses.
 //! Never: believes a table whose shape is not exactly ours.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::build::Seats;
 use super::delta::{self, Delta, Structure};
@@ -375,7 +375,10 @@ fn clients_gone(
         }) else {
             continue;
         };
-        let lost = |before: &[Target], after: &[Target]| before.iter().any(|target| !after.contains(target));
+        let lost = |before: &[Target], after: &[Target]| {
+            let after: HashSet<&Target> = after.iter().collect();
+            before.iter().any(|target| !after.contains(target))
+        };
         if lost(&before.cluster, &after.cluster) {
             gone.push((
                 after.family,
