@@ -176,7 +176,8 @@ async fn start_node(
         }
     };
     tasks.spawn("services", feed::watch_services(client.clone(), handle.clone(), observe));
-    let listen = Listen::defaults(addresses.first(), config.run_dir.join(control::SOCKET));
+    services::conntrack::apply(&config.services.conntrack);
+    let listen = Listen::new(&config.services, addresses.first(), config.run_dir.join(control::SOCKET));
     proxy.spawn(&client, events.clone(), &listen, tasks);
 
     let parts = build::parts(config, addresses, &client, variables)?;

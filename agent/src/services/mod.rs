@@ -3,6 +3,7 @@
 //! - `driver`: the thread that owns the proxy
 //! - `feed`: watches at the API server; `surroundings`: what changes on the machine itself
 //! - `http`: `/healthz`, `/livez`, `/metrics`; `checks`: health check node ports
+//! - `conntrack`: the kernel's limits of connection tracking
 //! - `control`: what `orlop proxy status` and its sisters ask
 //! - `alone`: `orlop proxy run`, without the rest of a node
 //!
@@ -10,6 +11,7 @@
 
 pub mod alone;
 mod checks;
+pub mod conntrack;
 pub mod control;
 mod driver;
 pub mod feed;
@@ -30,6 +32,7 @@ use tokio::sync::watch;
 
 use crate::api::client::Client;
 use crate::api::events::Events;
+use crate::config::services::Services as Settings;
 use crate::daemon::Tasks;
 
 use checks::Checks;
@@ -64,10 +67,36 @@ const HEALTHZ_PORT: u16 = 10256;
 /// kube-proxy's port for metrics.
 const METRICS_PORT: u16 = 10249;
 
+/// The proxy's own configuration.
+pub fn proxy_config(services: &Settings, node_name: String, node_addresses: Vec<IpAddr>) -> Config {
+    Config {
+        node_name,
+        node_addresses,
+        node_port_addresses: services.node_port_addresses.clone(),
+        detect_local: services.detect_local.clone(),
+        masquerade_all: services.masquerade_all,
+        external_ips: services.external_ips,
+        ..Config::default()
+    }
+}
+
 impl Listen {
+    /// Where it was asked for, else where kube-proxy listens; nowhere at port 0. `primary` is as for [`Self::defaults`].
+    pub fn new(services: &Settings, primary: Option<&IpAddr>, control: PathBuf) -> Self {
+        let defaults = Self::defaults(primary, control);
+        let set = |given: Option<SocketAddr>, default: Option<SocketAddr>| {
+            given.or(default).filter(|address| address.port() != 0)
+        };
+        Self {
+            healthz: set(services.healthz, defaults.healthz),
+            metrics: set(services.metrics, defaults.metrics),
+            control: defaults.control,
+        }
+    }
+
     /// Where kube-proxy listens by default: health on every address, metrics on loopback. `primary` is the node's first
     /// address: its family decides.
-    pub fn defaults(primary: Option<&IpAddr>, control: PathBuf) -> Self {
+    fn defaults(primary: Option<&IpAddr>, control: PathBuf) -> Self {
         let (any, loopback) = match primary {
             Some(IpAddr::V6(_)) => {
                 (IpAddr::from(std::net::Ipv6Addr::UNSPECIFIED), IpAddr::from(std::net::Ipv6Addr::LOCALHOST))
