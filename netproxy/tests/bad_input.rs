@@ -96,6 +96,67 @@ fn a_service_the_kernel_refuses_is_set_aside_until_it_changes() {
 }
 
 #[test]
+fn the_search_for_a_culprit_takes_nothing_from_the_others() {
+    fn refuse(transaction: &Transaction) -> Option<(Errno, usize)> {
+        let at_fault = |operation: &Operation| {
+            match operation {
+            Operation::AddElements(_, _, elements) => elements.iter().any(|element| {
+                matches!(element.key, Key::Vip(vip) if vip.address == std::net::IpAddr::from([10, 96, 0, 66]))
+            }),
+            _ => false,
+        }
+        };
+        transaction.operations.iter().position(at_fault).map(|index| (Errno::ENOSPC, index))
+    }
+    let mut proxy = Proxy::new(Config::default(), Fake::default());
+    for event in hostile::events(3) {
+        proxy.apply(event);
+    }
+    proxy.sync(SystemTime::UNIX_EPOCH).expect("the fake takes it");
+    proxy.backend_mut().refuse = Some(refuse);
+    let spec = json!({ "clusterIP": "10.96.0.66", "ports": [{ "port": 80 }] });
+    let object = json!({ "metadata": { "namespace": "ns", "name": "culprit" }, "spec": spec });
+    proxy.apply(Event::ServiceApplied(Box::new(serde_json::from_value(object).expect("a service"))));
+    let before = proxy.backend().log.len();
+    assert!(proxy.sync(SystemTime::UNIX_EPOCH).is_err() && proxy.sync(SystemTime::UNIX_EPOCH).is_err());
+    assert_eq!(proxy.sync(SystemTime::UNIX_EPOCH).expect("the others are programmed").quarantined, 1);
+    let done = &proxy.backend().log[before..];
+    let serves = |transaction: &Transaction| {
+        let good: std::net::IpAddr = hostile::GOOD.parse().expect("an address");
+        transaction.operations.iter().any(|operation| match operation {
+            Operation::AddElements(_, _, elements) => {
+                elements.iter().any(|element| matches!(element.key, Key::Vip(vip) if vip.address == good))
+            }
+            _ => false,
+        })
+    };
+    let replacing = done.iter().filter(|transaction| transaction.table == "orlop");
+    let replacing = replacing
+        .filter(|transaction| transaction.operations.iter().any(|o| matches!(o, Operation::DeleteTable(_))));
+    let all: Vec<bool> = replacing.map(serves).collect();
+    assert_eq!(all, [true], "what is in the kernel is replaced once, by all but the culprit");
+    assert!(done.len() > 1, "the search rehearsed");
+    assert_eq!(proxy.backend().tables.len(), 2, "and left nothing behind");
+    assert_eq!(outcome(&mut proxy, hostile::GOOD), good());
+}
+
+#[test]
+fn a_kernel_that_takes_nothing_for_a_while_costs_no_service() {
+    let mut proxy = Proxy::new(Config::default(), Fake::default());
+    for event in hostile::events(3) {
+        proxy.apply(event);
+    }
+    proxy.backend_mut().refuse = Some(|_| Some((Errno::ENOMEM, 0)));
+    for _ in 0..6 {
+        assert!(proxy.sync(SystemTime::UNIX_EPOCH).is_err());
+    }
+    proxy.backend_mut().refuse = None;
+    let report = proxy.sync(SystemTime::UNIX_EPOCH).expect("the fake takes it");
+    assert_eq!((report.quarantined, report.replaced.len()), (0, 2));
+    assert_eq!(outcome(&mut proxy, hostile::GOOD), good());
+}
+
+#[test]
 fn a_chain_the_kernel_still_holds_is_removed_later_or_used_again() {
     fn busy(transaction: &Transaction) -> Option<(Errno, usize)> {
         let removes = |operation: &Operation| matches!(operation, Operation::DeleteChain(..));
