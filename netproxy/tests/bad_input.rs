@@ -230,3 +230,14 @@ fn a_refused_transaction_is_followed_by_a_full_replacement() {
     assert_eq!(outcome(&mut proxy, hostile::GOOD), good());
     assert_eq!(proxy.verify().expect("the fake can be read").differences, Vec::<String>::new());
 }
+
+#[test]
+fn more_complaints_than_are_remembered_are_still_counted() {
+    let mut proxy = Proxy::new(Config::default(), Fake::default());
+    for number in 0..5000 {
+        let spec = json!({ "clusterIP": "10.96.0.600", "ports": [{ "port": 80 }] });
+        let object = json!({ "metadata": { "namespace": "ns", "name": format!("s{number}") }, "spec": spec });
+        proxy.apply(Event::ServiceApplied(Box::new(serde_json::from_value(object).expect("a service"))));
+    }
+    assert_eq!(proxy.problems_total(), 5000);
+}
