@@ -12,7 +12,7 @@ use super::ConfigError;
 use super::duration::GoDuration;
 use super::yaml::{self, Form};
 
-const FORM: Form = Form {
+pub(super) const FORM: Form = Form {
     api_version: "kubeproxy.config.k8s.io/v1alpha1",
     kind: "KubeProxyConfiguration",
     // Nothing here is done by the clock, marks packets, or runs a program; the other modes' settings are theirs.

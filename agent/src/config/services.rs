@@ -10,9 +10,11 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use ipnet::IpNet;
 use orlop_netproxy::{DetectLocal, NodePortAddresses};
+use serde::{Serialize, Serializer};
+use serde_json::json;
 
 use super::ConfigError;
-use super::kube_proxy::{Conntrack as ConntrackFile, KubeProxyConfiguration};
+use super::kube_proxy::{self, Conntrack as ConntrackFile, KubeProxyConfiguration};
 
 /// Flags of kube-proxy.
 #[derive(Debug, Clone, Default, Args)]
@@ -63,6 +65,8 @@ pub struct Services {
     pub masquerade_all: bool,
     /// Whether `spec.externalIPs` is honoured.
     pub external_ips: bool,
+    /// Ranges of cluster addresses, where the server has no ServiceCIDR objects to tell them.
+    pub service_cidrs: Vec<IpNet>,
     /// Where `/healthz` and `/livez` are, if not at the default; port 0 for nowhere.
     pub healthz: Option<SocketAddr>,
     /// Where `/metrics` is, if not at the default; port 0 for nowhere.
@@ -157,10 +161,48 @@ impl Services {
                 .as_ref()
                 .and_then(|gates| gates.get("AllowServiceExternalIPs").copied())
                 .unwrap_or(true),
+            service_cidrs: Vec::new(),
             healthz: bind("healthzBindAddress", &file.healthz_bind_address, HEALTHZ_PORT)?,
             metrics: bind("metricsBindAddress", &file.metrics_bind_address, METRICS_PORT)?,
             conntrack: conntrack(file.conntrack.clone().unwrap_or_default()),
         })
+    }
+}
+
+/// In force, in the words of KubeProxyConfiguration: what `/configz` tells.
+impl Serialize for Services {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let seconds = |time: Option<Duration>| format!("{}s", time.unwrap_or_default().as_secs());
+        let list = |ranges: &[IpNet]| ranges.iter().map(ToString::to_string).collect::<Vec<_>>();
+        let (mode, bridge, prefix, cidrs) = match &self.detect_local {
+            DetectLocal::Off => ("ClusterCIDR", "", "", String::new()),
+            DetectLocal::ClusterCidr(ranges) => ("ClusterCIDR", "", "", list(ranges).join(",")),
+            DetectLocal::NodeCidr => ("NodeCIDR", "", "", String::new()),
+            DetectLocal::BridgeInterface(name) => ("BridgeInterface", &**name, "", String::new()),
+            DetectLocal::InterfaceNamePrefix(name) => ("InterfaceNamePrefix", "", &**name, String::new()),
+        };
+        let node_ports = match &self.node_port_addresses {
+            NodePortAddresses::Primary => vec![PRIMARY.to_owned()],
+            NodePortAddresses::Ranges(ranges) => list(ranges),
+        };
+        let address = |address: Option<SocketAddr>| address.map(|a| a.to_string()).unwrap_or_default();
+        let conntrack = &self.conntrack;
+        json!({
+            "apiVersion": kube_proxy::FORM.api_version, "kind": kube_proxy::FORM.kind, "mode": "nftables",
+            "detectLocalMode": mode, "clusterCIDR": cidrs,
+            "detectLocal": { "bridgeInterface": bridge, "interfaceNamePrefix": prefix },
+            "nodePortAddresses": node_ports,
+            "nftables": { "masqueradeAll": self.masquerade_all },
+            "featureGates": { "AllowServiceExternalIPs": self.external_ips },
+            "healthzBindAddress": address(self.healthz), "metricsBindAddress": address(self.metrics),
+            "conntrack": {
+                "maxPerCore": conntrack.max_per_core, "min": conntrack.min, "tcpBeLiberal": conntrack.tcp_be_liberal,
+                "tcpEstablishedTimeout": seconds(conntrack.tcp_established),
+                "tcpCloseWaitTimeout": seconds(conntrack.tcp_close_wait),
+                "udpTimeout": seconds(conntrack.udp), "udpStreamTimeout": seconds(conntrack.udp_stream),
+            },
+        })
+        .serialize(serializer)
     }
 }
 
@@ -284,7 +326,6 @@ mod tests {
     use clap::Parser;
 
     use super::*;
-    use crate::config::kube_proxy;
 
     #[derive(Parser)]
     struct Line {
@@ -413,6 +454,26 @@ mod tests {
         assert_eq!(conntrack.udp, Some(Duration::from_secs(90)));
         let services = built("--nodeport-addresses primary", file, "").expect("valid");
         assert_eq!(services.node_port_addresses, NodePortAddresses::Primary);
+    }
+
+    #[test]
+    fn what_is_told_is_a_file_that_says_the_same() {
+        let file = "nodePortAddresses: [10.0.0.0/8]\nnftables: {masqueradeAll: true}\nhealthzBindAddress: 127.0.0.1\n\
+                    featureGates: {AllowServiceExternalIPs: false}\nclusterCIDR: 10.1.0.0/16,fd00::/48\n\
+                    conntrack: {maxPerCore: 0, tcpEstablishedTimeout: 0s, udpTimeout: 90s}\n";
+        for file in ["detectLocalMode: NodeCIDR\n", file] {
+            let services = built("", file, "").expect("valid");
+            let told = serde_json::to_value(&services).expect("JSON").to_string();
+            let path = Path::new("p.yaml");
+            let (again, ignored) = kube_proxy::parse(&told, path).expect("a file of the same kind");
+            assert_eq!(ignored, Vec::<String>::new());
+            let given = Given {
+                default_mode: DetectLocalMode::NodeCidr,
+                cluster_cidrs: &[],
+                file: Some((&again, path)),
+            };
+            assert_eq!(Services::build(&ServiceArgs::default(), given).expect("valid"), services);
+        }
     }
 
     #[test]

@@ -33,11 +33,16 @@ pub fn parse<T: DeserializeOwned>(
     check_kind(&whole, file, form)?;
     let mut ignored = Vec::new();
     let config = serde_saphyr::with_deserializer_from_str(text, |deserializer| {
-        serde_ignored::deserialize(deserializer, |path| ignored.push(path.to_string()))
+        serde_ignored::deserialize(deserializer, |path| ignored.push(path_of(&path.to_string())))
     })
     .map_err(malformed)?;
     ignored.retain(|path| is_lost(path, &whole, form));
     Ok((config, ignored))
+}
+
+/// Without the steps through optional fields, which are none of the file.
+fn path_of(path: &str) -> String {
+    path.split('.').filter(|part| *part != "?").collect::<Vec<_>>().join(".")
 }
 
 fn check_kind(whole: &Value, file: &Path, form: &Form) -> Result<(), ConfigError> {
@@ -69,12 +74,12 @@ fn malformed(text: &str, file: &Path, error: &serde_saphyr::Error) -> ConfigErro
 
 /// Whether a field that is not obeyed would change something: zero values and fields without a point do not.
 fn is_lost(path: &str, whole: &Value, form: &Form) -> bool {
-    let parts: Vec<&str> = path.split('.').filter(|part| *part != "?").collect();
+    let parts: Vec<&str> = path.split('.').collect();
     let within = |pointless: &&str| {
         let named: Vec<&str> = pointless.split('.').collect();
         parts.starts_with(&named)
     };
-    if form.pointless.iter().any(|pointless| within(pointless)) {
+    if form.pointless.iter().any(within) {
         return false;
     }
     let value = parts.iter().try_fold(whole, |value, part| match value {

@@ -79,11 +79,17 @@ pub fn main(args: &RunArgs) -> anyhow::Result<()> {
     result
 }
 
-async fn run(args: &RunArgs, config: Config, access: Option<Access>) -> anyhow::Result<()> {
+async fn run(args: &RunArgs, mut config: Config, access: Option<Access>) -> anyhow::Result<()> {
     let stop = shutdown::on_signals()?;
     let addresses = crate::node::facts::addresses(&config.node_ips);
     let server = match args.standalone {
-        true => Some(start_server(&config, &addresses).await?),
+        true => {
+            let wanted = server_config(&config, &addresses);
+            if access.is_none() {
+                config.services.service_cidrs.clone_from(&wanted.service_cidrs);
+            }
+            Some(start_server(wanted).await?)
+        }
         false => None,
     };
     let access = match (access, &server) {
@@ -108,12 +114,16 @@ async fn run(args: &RunArgs, config: Config, access: Option<Access>) -> anyhow::
     Ok(())
 }
 
-async fn start_server(config: &Config, addresses: &[IpAddr]) -> anyhow::Result<Server> {
+fn server_config(config: &Config, addresses: &[IpAddr]) -> orlop_standalone::Config {
     let dir = config.root_dir.join("standalone");
     let mut server = orlop_standalone::Config::new(&dir);
     server.advertise = addresses.first().copied();
     server.names = vec![config.node_name.clone(), "127.0.0.1".to_owned(), "localhost".to_owned()];
     server.admin_kubeconfig = Some(dir.join("admin.kubeconfig"));
+    server
+}
+
+async fn start_server(server: orlop_standalone::Config) -> anyhow::Result<Server> {
     let server = start_when_free(server).await.context("start the embedded API server")?;
     tracing::info!(url = server.url(), kubeconfig = %server.admin_kubeconfig().display(), "the embedded API server is up");
     Ok(server)
