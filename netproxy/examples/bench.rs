@@ -13,6 +13,9 @@
 //! | `adopt_restart_ms`, `adopt_elements_rewritten` | a fresh proxy on the table of the former one |
 //! | `rss_10k_kib` | growth of resident memory, cache and all, at 10,000 services |
 //! | `thousand_events_per_s_cpu_percent`, `_backlog_ms` | of one core; and how late the latest event was done |
+//! | `thousand_events_per_s_slowest_ms`, `_slowest_cpu_ms` | the slowest event: by the clock, and what the processor spent on one |
+//! | `thousand_events_per_s_late_wakeup_ms` | how late the machine let the waiting process run: no code of ours |
+//! | `kube_proxy_layout_10k_*_ms` | its tables for 10,000 services: loaded, listed as before each sync, one service rewritten |
 //! | `first_connect_overhead_us` | connect to a service less connect to its pod, the worst of 10 to 20,000 services |
 
 use std::collections::BTreeMap;
@@ -212,16 +215,29 @@ fn rate(numbers: &mut Numbers) -> Outcome<()> {
             slice_line(number, [number * 2, 1_000_000 + event].into_iter())
         })
         .collect();
-    let (start, cpu, mut latest) = (Instant::now(), cpu_time()?, Duration::ZERO);
+    let (start, cpu) = (Instant::now(), cpu_time()?);
+    let [mut latest, mut slowest, mut slowest_cpu, mut overslept] = [Duration::ZERO; 4];
+    let mut spent = cpu;
     for (line, index) in lines.iter().zip(0u32..) {
         let due = start + Duration::from_millis(1) * index;
-        std::thread::sleep(due.saturating_duration_since(Instant::now()));
-        handle(&mut proxy, line)?;
+        let pause = due.saturating_duration_since(Instant::now());
+        if !pause.is_zero() {
+            std::thread::sleep(pause);
+            overslept = overslept.max(Instant::now().saturating_duration_since(due));
+        }
+        slowest = slowest.max(handle(&mut proxy, line)?);
         latest = latest.max(Instant::now().saturating_duration_since(due));
+        let now = cpu_time()?;
+        slowest_cpu = slowest_cpu.max(now.saturating_sub(spent));
+        spent = now;
     }
-    let percent = 100.0 * (cpu_time()? - cpu).as_secs_f64() / start.elapsed().as_secs_f64();
-    numbers.insert("thousand_events_per_s_cpu_percent".to_owned(), json!((percent * 10.0).round() / 10.0));
-    numbers.insert("thousand_events_per_s_backlog_ms".to_owned(), milliseconds(latest));
+    let percent = 100.0 * (spent - cpu).as_secs_f64() / start.elapsed().as_secs_f64();
+    let mut note = |name: &str, value: Value| numbers.insert(format!("thousand_events_per_s_{name}"), value);
+    note("cpu_percent", json!((percent * 10.0).round() / 10.0));
+    note("backlog_ms", milliseconds(latest));
+    note("slowest_ms", milliseconds(slowest));
+    note("slowest_cpu_ms", milliseconds(slowest_cpu));
+    note("late_wakeup_ms", milliseconds(overslept));
     Ok(())
 }
 
@@ -292,38 +308,55 @@ fn connect_in(pod: &str, proxy: &mut Proxy<Netlink>, numbers: &mut Numbers) -> O
     Ok(())
 }
 
-/// The same services as kube-proxy lays them out in nftables mode, a chain and an anonymous map for each, loaded by
-/// `nft -f`. 2,000 of them: the time grows with the square of the number.
+/// A service as kube-proxy lays it out in nftables mode: a chain with an anonymous map.
+fn their_rule(number: u32, second: u32) -> String {
+    let target = |slot: u32, last: u32| format!("{slot} : 10.128.{}.{last} . 8080", number >> 8);
+    let targets = [target(0, number & 255), target(1, second)].join(", ");
+    format!("meta l4proto tcp dnat ip addr . port to numgen random mod 2 map {{ {targets} }}")
+}
+
+/// The same services in kube-proxy's layout, by the program it uses: loaded, listed as it does before it changes anything,
+/// and one of them rewritten. The time to load grows with the square of the number.
 fn compare(numbers: &mut Numbers) -> Outcome<()> {
-    const SERVICES: u32 = 2000;
+    const SERVICES: u32 = 10_000;
+    const CHANGES: u32 = 9;
     unshare(CloneFlags::CLONE_NEWNET)?;
     let mut text = String::from(
         "table ip kp {\n map service-ips { type ipv4_addr . inet_proto . inet_service : verdict; }\n",
     );
     let mut elements = Vec::new();
     for number in 0..SERVICES {
-        let targets: Vec<String> =
-            (0..2).map(|slot| format!("{slot} : 10.128.{}.{slot} . 8080", number >> 5)).collect();
-        text += &format!(
-            " chain service-{number} {{\n meta l4proto tcp dnat ip addr . port to numgen random mod 2 map {{ {} }}\n }}\n",
-            targets.join(", ")
-        );
+        text += &format!(" chain service-{number} {{\n {}\n }}\n", their_rule(number, 1));
         elements.push(format!("10.96.{}.{} . tcp . 80 : goto service-{number}", number >> 8, number & 255));
     }
     text += " chain services {\n ip daddr . meta l4proto . th dport vmap @service-ips\n }\n";
     text += " chain nat-prerouting {\n type nat hook prerouting priority -100\n jump services\n }\n}\n";
     text += &format!("add element ip kp service-ips {{ {} }}\n", elements.join(", "));
     let path = std::env::temp_dir().join(format!("orlop-bench-{}.nft", std::process::id()));
-    std::fs::write(&path, text)?;
-    let start = Instant::now();
-    let loaded = run("nft", &format!("-f {}", path.display()));
-    numbers.insert("kube_proxy_layout_2k_nft_ms".to_owned(), milliseconds(start.elapsed()));
-    std::fs::remove_file(&path)?;
-    loaded?;
-    let mut proxy = fresh_proxy()?;
-    feed(&mut proxy, SERVICES, 2)?;
-    let start = Instant::now();
-    proxy.sync(SystemTime::now())?;
-    numbers.insert("our_layout_2k_ms".to_owned(), milliseconds(start.elapsed()));
+    let timed = |arguments: &str| -> Outcome<Duration> {
+        let start = Instant::now();
+        run("nft", arguments)?;
+        Ok(start.elapsed())
+    };
+    let from_file = |text: &str| -> Outcome<Duration> {
+        std::fs::write(&path, text)?;
+        let loaded = timed(&format!("-f {}", path.display()));
+        std::fs::remove_file(&path)?;
+        loaded
+    };
+    let mut note =
+        |name: &str, took| numbers.insert(format!("kube_proxy_layout_10k_{name}_ms"), milliseconds(took));
+    note("load", from_file(&text)?);
+    note("list", timed("--json --terse list table ip kp")?);
+    let mut changes = Vec::new();
+    for change in 0..CHANGES {
+        let number = change * 997;
+        let rule = their_rule(number, 2 + change);
+        changes.push(from_file(&format!(
+            "flush chain ip kp service-{number}\nadd rule ip kp service-{number} {rule}\n"
+        ))?);
+    }
+    changes.sort_unstable();
+    note("one_endpoint", changes[changes.len() / 2]);
     Ok(())
 }

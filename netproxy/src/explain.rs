@@ -4,7 +4,7 @@
 //! proxy that never synced compares with the kernel and changes nothing.
 //! Never: writes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
@@ -13,7 +13,7 @@ use crate::backend::{Backend, BackendError};
 use crate::objects::{Family, Protocol};
 use crate::program::{Address, Masquerade, PortProgram};
 use crate::proxy::Proxy;
-use crate::ruleset::{Element, NodePort, SetName, Target, Vip};
+use crate::ruleset::{Element, NodePort, Policy, SetName, Target, Value, Vip};
 use crate::trace::{Contents, Packet, Sets, Trace, trace};
 
 /// A question about a packet.
@@ -176,6 +176,8 @@ impl<B: Backend> Proxy<B> {
         self.look()?;
         let packet = self.packet(&query);
         let found = Contents { chains: self.chains().clone(), sets: self.kernel_sets(&packet)? };
+        let mut wanted = self.wanted();
+        wanted.sets.extend(self.rightful_clients(&found.sets));
         let owner = self.owner(&query);
         let name = |(service, program): &(String, &PortProgram)| match &*program.port_name {
             "" => service.clone(),
@@ -185,7 +187,7 @@ impl<B: Backend> Proxy<B> {
             service: owner.as_ref().map(name),
             endpoints: owner.as_ref().map(|(_, program)| program.cluster.to_vec()).unwrap_or_default(),
             local_endpoints: owner.as_ref().map(|(_, program)| program.local.to_vec()).unwrap_or_default(),
-            expected: trace(&self.wanted(), &packet),
+            expected: trace(&wanted, &packet),
             found: trace(&found, &packet),
             query,
         })
@@ -221,6 +223,23 @@ impl<B: Backend> Proxy<B> {
             from_node: query.source.is_none() || self.is_node_address(&source),
             to_node: self.is_node_address(&query.destination.address),
         }
+    }
+
+    /// Clients with session affinity are learned by the kernel alone. Right is what it has of them, as long as their
+    /// endpoint is one that is chosen from.
+    fn rightful_clients(&self, found: &Sets) -> Sets {
+        let mut rightful = Sets::new();
+        for program in self.named_programs().flat_map(|(_, programs)| programs) {
+            let Some((_, service)) = &program.affinity else { continue };
+            for (policy, chosen) in [(Policy::Cluster, &program.cluster), (Policy::Local, &program.local)] {
+                let place = (program.family, SetName::Clients(policy, service.clone()));
+                let chosen: HashSet<Value> = chosen.iter().copied().map(Value::Target).collect();
+                let Some(clients) = found.get(&place) else { continue };
+                let right = clients.iter().filter(|(_, endpoint)| chosen.contains(*endpoint));
+                rightful.insert(place, right.map(|(key, value)| (*key, value.clone())).collect());
+            }
+        }
+        rightful
     }
 
     fn kernel_sets(&mut self, packet: &Packet) -> Result<Sets, BackendError> {

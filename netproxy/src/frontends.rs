@@ -3,6 +3,7 @@
 //! Owns: from a service's spec and status to frontends, one family and port at a time. Pure.
 //! Never: settles who wins an address that two services want (see `claims`).
 
+use std::collections::HashSet;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -49,8 +50,9 @@ pub fn of(
     };
     let inside = if service.internal_local { Traffic::Local } else { Traffic::Cluster };
     let mut found: Vec<(Class, Frontend)> = Vec::new();
+    let mut known: HashSet<Address> = HashSet::new();
     let mut add = |class, address, traffic, masquerade, sources| {
-        if !found.iter().any(|(_, known)| known.address == address) {
+        if known.insert(address) {
             found.push((class, Frontend { address, traffic, masquerade, sources }));
         }
     };
@@ -90,13 +92,13 @@ fn sources(service: &Service, family: Family, ingress: &[IpAddr], node: &[IpAddr
     if node.iter().any(|address| ranges.iter().any(|range| range.contains(address))) {
         ranges.extend(ingress.iter().map(|address| IpNet::from(*address)));
     }
-    ranges.sort_unstable_by_key(|range| (range.prefix_len(), range.addr()));
+    // Ranges nest or are apart: in this order one that is inside another comes after it, and before any that is apart.
+    ranges.sort_unstable_by_key(|range| (range.network(), range.prefix_len()));
     let mut outermost: Vec<IpNet> = Vec::with_capacity(ranges.len());
     for range in ranges {
-        if !outermost.iter().any(|outer| outer.contains(&range)) {
+        if !outermost.last().is_some_and(|outer| outer.contains(&range)) {
             outermost.push(range);
         }
     }
-    outermost.sort_unstable();
     Some(outermost.into())
 }

@@ -77,6 +77,9 @@ pub struct PortProgram {
     pub local: Box<[Target]>,
     /// Those that run here.
     pub here: Box<[Target]>,
+    /// UDP only: endpoints that get nothing new but still answer. Nothing of them is in the kernel but the connections
+    /// they have, which become stale when they stop answering.
+    pub lingering: Box<[Target]>,
     /// Whether there is a usable endpoint anywhere.
     pub any: bool,
     /// Session affinity: seconds, and `namespace/name/protocol/port`.

@@ -84,7 +84,7 @@ pub struct Complaints {
     total: u64,
 }
 
-/// More different complaints than this are counted but not remembered.
+/// More different complaints than this are counted, but neither told nor remembered.
 const COMPLAINTS_MAX: usize = 4096;
 /// Zones from this number on share a bit, and hints for them are not followed.
 const ZONES_MAX: usize = 63;
@@ -93,10 +93,13 @@ impl Complaints {
     /// Notes one; it will be handed out by `take` unless it was before.
     pub fn add(&mut self, name: &ObjectName, problem: &Problem) {
         let entry = (name.clone(), problem.clone());
-        if self.told.contains(&entry) || self.told.len() >= COMPLAINTS_MAX {
+        if self.told.contains(&entry) {
             return;
         }
         self.total += 1;
+        if self.told.len() >= COMPLAINTS_MAX {
+            return;
+        }
         self.told.insert(entry.clone());
         self.fresh.push(entry);
     }

@@ -46,7 +46,8 @@ fn hostile_objects_hurt_nobody_else_and_are_counted_once() {
         proxy.apply(event);
     }
     let report = proxy.sync(SystemTime::UNIX_EPOCH).expect("the fake takes it");
-    assert_eq!((report.added, report.removed), (1, 2), "one slot, and the choice among one less");
+    // The other crowd's choice is in its sticky chain.
+    assert_eq!((report.added, report.removed), (1, 3), "a slot each, and the choice among one less");
     assert_eq!(proxy.problems_total(), problems, "the same problems are not counted again");
 }
 
@@ -92,6 +93,67 @@ fn a_service_the_kernel_refuses_is_set_aside_until_it_changes() {
     proxy.apply(Event::ServiceApplied(Box::new(service("culprit", "10.96.0.67"))));
     proxy.sync(SystemTime::UNIX_EPOCH).expect("the fake takes it");
     assert_eq!(outcome(&mut proxy, "10.96.0.67"), Outcome::Refused);
+}
+
+#[test]
+fn the_search_for_a_culprit_takes_nothing_from_the_others() {
+    fn refuse(transaction: &Transaction) -> Option<(Errno, usize)> {
+        let at_fault = |operation: &Operation| {
+            match operation {
+            Operation::AddElements(_, _, elements) => elements.iter().any(|element| {
+                matches!(element.key, Key::Vip(vip) if vip.address == std::net::IpAddr::from([10, 96, 0, 66]))
+            }),
+            _ => false,
+        }
+        };
+        transaction.operations.iter().position(at_fault).map(|index| (Errno::ENOSPC, index))
+    }
+    let mut proxy = Proxy::new(Config::default(), Fake::default());
+    for event in hostile::events(3) {
+        proxy.apply(event);
+    }
+    proxy.sync(SystemTime::UNIX_EPOCH).expect("the fake takes it");
+    proxy.backend_mut().refuse = Some(refuse);
+    let spec = json!({ "clusterIP": "10.96.0.66", "ports": [{ "port": 80 }] });
+    let object = json!({ "metadata": { "namespace": "ns", "name": "culprit" }, "spec": spec });
+    proxy.apply(Event::ServiceApplied(Box::new(serde_json::from_value(object).expect("a service"))));
+    let before = proxy.backend().log.len();
+    assert!(proxy.sync(SystemTime::UNIX_EPOCH).is_err() && proxy.sync(SystemTime::UNIX_EPOCH).is_err());
+    assert_eq!(proxy.sync(SystemTime::UNIX_EPOCH).expect("the others are programmed").quarantined, 1);
+    let done = &proxy.backend().log[before..];
+    let serves = |transaction: &Transaction| {
+        let good: std::net::IpAddr = hostile::GOOD.parse().expect("an address");
+        transaction.operations.iter().any(|operation| match operation {
+            Operation::AddElements(_, _, elements) => {
+                elements.iter().any(|element| matches!(element.key, Key::Vip(vip) if vip.address == good))
+            }
+            _ => false,
+        })
+    };
+    let replacing = done.iter().filter(|transaction| transaction.table == "orlop");
+    let replacing = replacing
+        .filter(|transaction| transaction.operations.iter().any(|o| matches!(o, Operation::DeleteTable(_))));
+    let all: Vec<bool> = replacing.map(serves).collect();
+    assert_eq!(all, [true], "what is in the kernel is replaced once, by all but the culprit");
+    assert!(done.len() > 1, "the search rehearsed");
+    assert_eq!(proxy.backend().tables.len(), 2, "and left nothing behind");
+    assert_eq!(outcome(&mut proxy, hostile::GOOD), good());
+}
+
+#[test]
+fn a_kernel_that_takes_nothing_for_a_while_costs_no_service() {
+    let mut proxy = Proxy::new(Config::default(), Fake::default());
+    for event in hostile::events(3) {
+        proxy.apply(event);
+    }
+    proxy.backend_mut().refuse = Some(|_| Some((Errno::ENOMEM, 0)));
+    for _ in 0..6 {
+        assert!(proxy.sync(SystemTime::UNIX_EPOCH).is_err());
+    }
+    proxy.backend_mut().refuse = None;
+    let report = proxy.sync(SystemTime::UNIX_EPOCH).expect("the fake takes it");
+    assert_eq!((report.quarantined, report.replaced.len()), (0, 2));
+    assert_eq!(outcome(&mut proxy, hostile::GOOD), good());
 }
 
 #[test]
@@ -167,4 +229,15 @@ fn a_refused_transaction_is_followed_by_a_full_replacement() {
     assert_eq!((report.replaced.len(), report.adopted.len()), (2, 0));
     assert_eq!(outcome(&mut proxy, hostile::GOOD), good());
     assert_eq!(proxy.verify().expect("the fake can be read").differences, Vec::<String>::new());
+}
+
+#[test]
+fn more_complaints_than_are_remembered_are_still_counted() {
+    let mut proxy = Proxy::new(Config::default(), Fake::default());
+    for number in 0..5000 {
+        let spec = json!({ "clusterIP": "10.96.0.600", "ports": [{ "port": 80 }] });
+        let object = json!({ "metadata": { "namespace": "ns", "name": format!("s{number}") }, "spec": spec });
+        proxy.apply(Event::ServiceApplied(Box::new(serde_json::from_value(object).expect("a service"))));
+    }
+    assert_eq!(proxy.problems_total(), 5000);
 }

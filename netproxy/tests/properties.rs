@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::SystemTime;
 
+use nix::Error as Errno;
 use orlop_netproxy::fake::{Fake, FakeTable};
 use orlop_netproxy::objects::{EndpointSlice, Family, ObjectName, Service};
 use orlop_netproxy::ruleset::{Chain, Key, LOCAL_SLOTS, SetName, Target, Value, Verdict};
@@ -18,7 +19,7 @@ fn config() -> Config {
         node_name: "here".to_owned(),
         node_addresses: vec!["192.0.2.1".parse().expect("an address")],
         detect_local: DetectLocal::ClusterCidr(vec!["10.180.0.0/16".parse().expect("a range")]),
-        node_port_addresses: NodePortAddresses::Primary,
+        node_port_addresses: NodePortAddresses::Ranges(vec!["192.0.2.0/24".parse().expect("a range")]),
         ..Config::default()
     }
 }
@@ -32,8 +33,11 @@ enum Step {
     NoSlice { service: u8, part: u8 },
     Relist,
     Node { zone: u8 },
+    Ranges(u8),
+    Addresses(u8),
     Restart,
     Foreign,
+    Refused,
     Sync,
 }
 
@@ -45,7 +49,10 @@ fn step() -> impl Strategy<Value = Step> {
         2 => (0u8..4, 0u8..2).prop_map(|(service, part)| Step::NoSlice { service, part }),
         1 => Just(Step::Relist),
         1 => (0u8..3).prop_map(|zone| Step::Node { zone }),
+        1 => (0u8..3).prop_map(Step::Ranges),
+        1 => (0u8..3).prop_map(Step::Addresses),
         1 => Just(Step::Restart),
+        1 => Just(Step::Refused),
         1 => Just(Step::Foreign),
         5 => Just(Step::Sync),
     ]
@@ -118,9 +125,21 @@ struct World {
     services: BTreeMap<u8, Service>,
     slices: BTreeMap<(u8, u8), EndpointSlice>,
     zone: Option<u8>,
+    ranges: u8,
+    addresses: u8,
 }
 
 impl World {
+    fn ranges(&self) -> Event {
+        let ranges = (0..self.ranges).map(|n| format!("10.{}.0.0/16", 96 + n).parse().expect("a range"));
+        Event::ServiceRanges(ranges.collect())
+    }
+
+    fn addresses(&self) -> Event {
+        let addresses = (0..self.addresses).map(|n| [192, 0, 2 + n, 7].into());
+        Event::InterfaceAddresses(addresses.collect())
+    }
+
     fn list(&self) -> Vec<Event> {
         let node = |zone: u8| {
             let labels = json!({ "topology.kubernetes.io/zone": format!("z{zone}") });
@@ -128,6 +147,7 @@ impl World {
             Event::NodeApplied(Box::new(serde_json::from_value(object).expect("a node")))
         };
         let mut events: Vec<Event> = self.zone.map(node).into_iter().collect();
+        events.extend([self.ranges(), self.addresses()]);
         events.push(Event::ServicesReset(self.services.values().cloned().collect()));
         events.push(Event::SlicesReset(self.slices.values().cloned().collect()));
         events
@@ -219,6 +239,21 @@ fn run(steps: &[Step]) -> (Proxy<Fake>, World) {
             Step::Node { zone } => {
                 world.zone = Some(*zone);
                 world.list().into_iter().take(1).collect()
+            }
+            Step::Ranges(count) => {
+                world.ranges = *count;
+                vec![world.ranges()]
+            }
+            Step::Addresses(count) => {
+                world.addresses = *count;
+                vec![world.addresses()]
+            }
+            Step::Refused => {
+                proxy.backend_mut().refuse = Some(|_| Some((Errno::ENOBUFS, 0)));
+                // There may have been nothing to do.
+                let _ = proxy.sync(SystemTime::UNIX_EPOCH);
+                proxy.backend_mut().refuse = None;
+                Vec::new()
             }
             Step::Relist => world.list(),
             Step::Restart => {

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use orlop_netproxy::fake::Fake;
 use orlop_netproxy::objects::{EndpointSlice, Family, ObjectName, Service};
-use orlop_netproxy::{Changes, Config, Event, Proxy};
+use orlop_netproxy::{Changes, Config, Event, NodePortAddresses, Proxy};
 use serde_json::{Value, json};
 
 fn proxy() -> Proxy<Fake> {
@@ -122,4 +122,65 @@ fn the_status_says_what_has_no_endpoints_where() {
     assert_eq!(status.without_local_external.get(&Family::V4), Some(&2), "two node ports");
     assert_eq!(status.without_local_internal.get(&Family::V4), Some(&1));
     assert_eq!(status.chains.len(), 2);
+}
+
+#[test]
+fn health_checks_are_answered_where_node_ports_are() {
+    let at = |ranges: Option<&[&str]>| -> Vec<String> {
+        let parse = |range: &&str| range.parse().unwrap();
+        let config = Config {
+            node_addresses: vec!["192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap()],
+            node_port_addresses: match ranges {
+                None => NodePortAddresses::Primary,
+                Some(ranges) => NodePortAddresses::Ranges(ranges.iter().map(parse).collect()),
+            },
+            ..Config::default()
+        };
+        let mut proxy = Proxy::new(config, Fake::default());
+        let own = ["127.0.0.1", "10.1.0.1", "10.2.0.1", "192.0.2.1"];
+        proxy.apply(Event::InterfaceAddresses(own.iter().map(|address| address.parse().unwrap()).collect()));
+        proxy.health_check_addresses().iter().map(ToString::to_string).collect()
+    };
+    assert_eq!(at(None), ["192.0.2.1", "2001:db8::1"]);
+    assert_eq!(at(Some(&["10.1.0.0/16", "127.0.0.0/8"])), ["10.1.0.1"]);
+    assert_eq!(at(Some(&["0.0.0.0/0"])), ["0.0.0.0"]);
+    assert_eq!(at(Some(&["0.0.0.0/0", "::/0"])), ["0.0.0.0", "::"]);
+}
+
+#[test]
+fn the_number_of_sets_and_chains_does_not_follow_the_number_of_services() {
+    let shape = |count: u8, affinity: &str| {
+        let mut proxy = proxy();
+        for number in 0..count {
+            let name = format!("s{number}");
+            let mut spec = load_balancer("Local");
+            spec["clusterIP"] = json!(format!("10.96.1.{number}"));
+            for port in 0..2u16 {
+                spec["ports"][usize::from(port)]["nodePort"] = json!(30000 + u16::from(number) * 2 + port);
+            }
+            if number == 0 {
+                spec["sessionAffinity"] = json!(affinity);
+            }
+            proxy.apply(service(&name, &spec));
+            let addresses = ["here", "there"].map(
+                |node| json!({ "addresses": [format!("10.{}.0.{number}", node.len())], "nodeName": node }),
+            );
+            proxy.apply(slice(&name, &name, None, &json!(addresses)));
+        }
+        proxy.sync(UNIX_EPOCH).unwrap();
+        let tables = &proxy.backend().tables;
+        let sum = |each: &dyn Fn(&orlop_netproxy::fake::FakeTable) -> usize| {
+            tables.values().map(each).sum::<usize>()
+        };
+        (
+            sum(&|table| table.sets.len()),
+            sum(&|table| table.chains.len()),
+            sum(&|table| table.sets.values().map(|set| set.len()).sum()),
+        )
+    };
+    let (few, many, sticky) = (shape(2, "None"), shape(200, "None"), shape(200, "ClientIP"));
+    assert_eq!((few.0, few.1), (many.0, many.1));
+    assert!(many.2 > 50 * few.2, "the elements are what grows: {few:?}, {many:?}");
+    // Its two ports, each with those everyone may use and those on this node.
+    assert_eq!(sticky.0 - many.0, 4, "a map of clients for each choice");
 }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant, SystemTime};
 use lab::Lab;
 use lab::cluster::{A, B, FAR, VIP, config, pod, proxy, service, slice, tcp_port};
 use orlop_netproxy::netlink::Netlink;
-use orlop_netproxy::{Config, DetectLocal, Event, Proxy};
+use orlop_netproxy::{Config, DetectLocal, Event, Outcome, Proxy, Query};
 use serde_json::{Value as Json, json};
 
 #[test]
@@ -124,4 +124,54 @@ fn affinity_holds_over_ipv6_and_where_only_local_endpoints_count_for_some() {
         !lab.nft(&["list", "table", "ip6", "orlop"]).unwrap().contains("ns/web"),
         "nothing is left of it"
     );
+}
+
+#[test]
+fn affinity_can_be_switched_on_and_off_and_is_explained() {
+    require_root!();
+    let lab = Lab::new();
+    let mut proxy = proxy(&lab);
+    let spec = |affinity: &str| {
+        json!({ "type": "NodePort", "clusterIP": VIP, "sessionAffinity": affinity,
+                "ports": [{ "port": 80, "nodePort": 30080 }] })
+    };
+    proxy.apply(slice("web", &tcp_port(), &[A, B, FAR]));
+    let answers = |lab: &Lab, to: &str, port: u16, wanted: usize| {
+        let mut seen = BTreeSet::new();
+        for _ in 0..60 {
+            seen.insert(pod(&lab.tcp("client", to, port)).to_owned());
+            if wanted > 1 && seen.len() == wanted {
+                break;
+            }
+        }
+        assert_eq!(seen.len(), wanted, "{seen:?}");
+        seen
+    };
+    for _ in 0..3 {
+        proxy.apply(service("web", &spec("None")));
+        proxy.sync(SystemTime::now()).unwrap();
+        answers(&lab, VIP, 80, 3);
+        answers(&lab, lab::NODE_IP, 30080, 3);
+        assert!(!lab.nft(&["list", "table", "ip", "orlop"]).unwrap().contains("ns/web"), "no map is left");
+        proxy.apply(service("web", &spec("ClientIP")));
+        proxy.sync(SystemTime::now()).unwrap();
+        let kept = answers(&lab, VIP, 80, 1);
+        assert_eq!(answers(&lab, lab::NODE_IP, 30080, 1), kept);
+        assert_eq!(proxy.verify().unwrap().differences, Vec::<String>::new());
+        let query =
+            Query { source: Some("10.180.0.12".parse().unwrap()), ..format!("{VIP}:80").parse().unwrap() };
+        let explanation = proxy.explain(query).unwrap();
+        assert!(explanation.agrees(), "what the kernel has learned is no difference: {explanation}");
+        let Outcome::Sent(targets) = &explanation.expected.outcome else { panic!("{explanation}") };
+        let address = lab::PODS.iter().find(|(pod, ..)| kept.contains(*pod)).unwrap().1;
+        assert_eq!(targets.iter().map(|(to, _)| to.address.to_string()).collect::<Vec<_>>(), [address]);
+    }
+    // The other way round within one transaction: the service is another one, with another port and affinity.
+    proxy.apply(service(
+        "web",
+        &json!({ "clusterIP": VIP, "sessionAffinity": "ClientIP", "ports": [{ "port": 81 }] }),
+    ));
+    proxy.sync(SystemTime::now()).unwrap();
+    answers(&lab, VIP, 81, 1);
+    assert_eq!(proxy.verify().unwrap().differences, Vec::<String>::new());
 }

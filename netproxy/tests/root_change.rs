@@ -87,13 +87,18 @@ fn a_terminating_udp_endpoint_that_still_answers_keeps_its_clients() {
     let object = json!({
         "metadata": { "namespace": "ns", "name": "dns", "labels": { "kubernetes.io/service-name": "dns" } },
         "addressType": "IPv4", "ports": ports, "endpoints": [
-            { "addresses": [A], "conditions": { "ready": false, "serving": true, "terminating": true } },
-            { "addresses": [B] } ],
+            { "addresses": [A], "nodeName": "here", "conditions": { "ready": false, "serving": true, "terminating": true } },
+            { "addresses": [B], "nodeName": "here" } ],
     });
     proxy.apply(Event::SliceApplied(Box::new(serde_json::from_value(object).unwrap())));
     assert_eq!(proxy.sync(SystemTime::now()).unwrap().flows_removed, 0);
     assert_eq!(pod(&lab.udp_from("client", 4444, VIP, 53)), "a", "the flow goes on");
     assert_eq!(pod(&lab.udp_from("client", 4446, VIP, 53)), "b", "a new one goes elsewhere");
+    // The way every pod goes: first it terminates, then it is gone. Only the flows to it have to move then.
+    proxy.apply(slice("dns", &ports, &[B]));
+    let report = proxy.sync(SystemTime::now()).unwrap();
+    assert_eq!((report.flows_removed, report.added, report.removed), (1, 0, 0));
+    assert_eq!(pod(&lab.udp_from("client", 4444, VIP, 53)), "b", "the flow moves on");
 }
 
 #[test]
@@ -177,4 +182,36 @@ fn no_connection_fails_while_endpoints_come_and_go_and_tables_are_replaced() {
             assert!(client.join().unwrap() > 0);
         }
     });
+}
+
+#[test]
+fn unallocated_addresses_are_dropped_while_they_are_in_a_service_range() {
+    require_root!();
+    let lab = Lab::new();
+    // What is not dropped goes outside, where the address exists and nobody listens.
+    let outside = lab.namespace("outside");
+    lab::ip(&format!("-n {outside} addr add 10.96.0.99/32 dev lo"));
+    let mut proxy = proxy(&lab);
+    proxy.apply(web());
+    proxy.apply(slice("web", &tcp_port(), &[A]));
+    proxy.sync(SystemTime::now()).unwrap();
+    let ranges =
+        |all: &[&str]| Event::ServiceRanges(all.iter().map(|range| range.parse().unwrap()).collect());
+    let none: &[&str] = &[];
+    for (announced, outcome) in [
+        (none, Outcome::Refused),
+        (&["10.97.0.0/16"], Outcome::Refused),
+        (&["10.97.0.0/16", "10.96.0.0/16", "fd00:96::/112"], Outcome::Silence),
+        (&["fd00:96::/112"], Outcome::Refused),
+    ] {
+        proxy.apply(ranges(announced));
+        let report = proxy.sync(SystemTime::now()).unwrap();
+        assert_eq!((report.added, report.removed), (0, 0), "no element knows of ranges");
+        for from in ["client", "node"] {
+            assert_eq!(lab.tcp(from, "10.96.0.99", 80), outcome, "from {from} with {announced:?}");
+        }
+        assert_eq!(pod(&lab.tcp("client", VIP, 80)), "a");
+        assert_eq!(lab.tcp("client", VIP, 81), Outcome::Refused, "an undefined port is refused all the same");
+        assert_eq!(proxy.verify().unwrap().differences, Vec::<String>::new());
+    }
 }

@@ -123,7 +123,7 @@ fn a_load_balancers_health_check_follows_the_local_endpoints() -> anyhow::Result
     let service = client.create(
         SERVICES,
         &json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "web"},
-                "spec": {"type": "LoadBalancer", "externalTrafficPolicy": "Local", "healthCheckNodePort": 32123,
+                "spec": {"type": "LoadBalancer", "externalTrafficPolicy": "Local",
                          "selector": {"app": "web"},
                          "ports": [{"port": 80, "targetPort": 8080}]}}),
     )?;
@@ -156,6 +156,31 @@ fn a_load_balancers_health_check_follows_the_local_endpoints() -> anyhow::Result
 }
 
 #[test]
+fn node_ports_are_served_where_the_flags_say() -> anyhow::Result<()> {
+    require!();
+    let mut node = Node::prepared()?;
+    node.import_busybox()?;
+    node.spawn(&["--standalone", "--nodeport-addresses", "203.0.113.0/24", "--masquerade-all"])?;
+    node.wait_ready()?;
+    let client = node.client()?;
+    let vip = node_port_service(&client)?;
+    web_pod(&client, &node, "web-0")?;
+    eventually(&node, (&vip, 80), "web-0")?;
+    let elsewhere = node.orlop(&["proxy", "explain", &format!("{NODE_IP}:{NODE_PORT}")])?;
+    ensure!(elsewhere.contains("not a service"), "{elsewhere}");
+    // An address that comes later is heard of.
+    node.run_inside(&["ip", "addr", "add", "203.0.113.7/32", "dev", "lo"])?;
+    eventually(&node, ("203.0.113.7", NODE_PORT), "web-0")?;
+    ensure!(node.fetch(NODE_IP, NODE_PORT)?.is_empty(), "only there");
+    let explained = node.orlop(&["proxy", "explain", &format!("{vip}:80")])?;
+    ensure!(explained.contains("masqueraded"), "{explained}");
+    let unallocated = node.orlop(&["proxy", "explain", "10.96.200.200:80"])?;
+    ensure!(unallocated.contains("dropped"), "{unallocated}");
+    ensure!(!node.log().contains("may not read"), "{}", node.log());
+    Ok(())
+}
+
+#[test]
 fn the_proxy_runs_alone_and_clears_what_kube_proxy_left() -> anyhow::Result<()> {
     require!();
     require!(std::path::Path::new("/usr/sbin/nft").exists(), "needs nft (Debian's nftables)");
@@ -173,7 +198,15 @@ fn the_proxy_runs_alone_and_clears_what_kube_proxy_left() -> anyhow::Result<()> 
     }
     let kubeconfig: &str = &kubeconfig;
     let name = node.name().to_owned();
-    node.spawn_command(&["proxy", "run", "--kubeconfig", kubeconfig, "--hostname-override", &name])?;
+    let file = node.dir().join("etc/kube-proxy.yaml");
+    let text = format!(
+        "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\nmode: nftables\n\
+         clientConnection: {{kubeconfig: {kubeconfig}}}\ndetectLocalMode: NodeCIDR\nenableProfiling: true\n\
+         conntrack: {{tcpCloseWaitTimeout: 47m}}\nhealthzBindAddress: 127.0.0.1:11256\n"
+    );
+    std::fs::write(&file, text)?;
+    let file = file.display().to_string();
+    node.spawn_command(&["proxy", "run", "--config", &file, "--hostname-override", &name])?;
     let start = Instant::now();
     let status = loop {
         let output = node.orlop_output(&["proxy", "status"])?;
@@ -185,6 +218,13 @@ fn the_proxy_runs_alone_and_clears_what_kube_proxy_left() -> anyhow::Result<()> 
         std::thread::sleep(Duration::from_millis(50));
     };
     ensure!(status.contains("synced"), "{status}");
+    ensure!(node.log().contains("enableProfiling"), "what has no effect is told: {}", node.log());
+    let health = whole_page(&node, ("127.0.0.1", 11256), "/healthz")?;
+    ensure!(health.starts_with("HTTP/1.0 200 OK"), "{health}");
+    let told = whole_page(&node, ("127.0.0.1", 10249), "/configz")?;
+    ensure!(told.contains("\"detectLocalMode\":\"NodeCIDR\""), "{told}");
+    let time = "/proc/sys/net/netfilter/nf_conntrack_tcp_timeout_close_wait";
+    ensure!(node.run_inside(&["cat", time])?.trim() == "2820", "{}", node.log());
     let cleaned = node.orlop(&["proxy", "cleanup"])?;
     ensure!(cleaned.contains("removed table ip kube-proxy"), "{cleaned}");
     let tables = node.run_inside(&["/usr/sbin/nft", "list", "tables"])?;

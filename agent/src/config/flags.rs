@@ -7,6 +7,7 @@ use clap::Args;
 
 use super::labels::{Taint, parse_label};
 use super::network::NetworkArgs;
+use super::services::ServiceArgs;
 
 /// Run the node: pods, their network, and services.
 #[derive(Debug, Clone, Args)]
@@ -55,6 +56,14 @@ pub struct RunArgs {
     #[command(flatten)]
     #[expect(missing_docs, reason = "a doc comment here would become the help of the whole command")]
     pub network: NetworkArgs,
+
+    /// KubeProxyConfiguration file (kubeproxy.config.k8s.io/v1alpha1): how services are programmed. The flags win over it
+    #[arg(long, value_name = "FILE")]
+    pub proxy_config: Option<PathBuf>,
+
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "a doc comment here would become the help of the whole command")]
+    pub services: ServiceArgs,
 
     /// How much to log: 0 one line for each transition, 4 for finding faults, 6 everything
     #[arg(long = "v", short = 'v', value_name = "LEVEL", default_value_t = 0)]

@@ -9,12 +9,12 @@ use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Deserializer};
-use serde_json::Value;
 
 use super::ConfigError;
 use super::duration::GoDuration;
 use super::labels::Taint;
 use super::threshold::Threshold;
+use super::yaml::{self, Form};
 use crate::pod::quantity::Quantity;
 
 const API_VERSION: &str = "kubelet.config.k8s.io/v1beta1";
@@ -208,67 +208,7 @@ pub enum CgroupDriver {
 
 /// Reads the text of a file. Beside the fields comes the list of those that the file sets and this node does not obey.
 pub fn parse(text: &str, file: &Path) -> Result<(KubeletConfiguration, Vec<String>), ConfigError> {
-    let malformed = |error: serde_saphyr::Error| malformed(text, file, &error);
-    let whole: Value = serde_saphyr::from_str(text).map_err(malformed)?;
-    check_kind(&whole, file)?;
-    let mut ignored = Vec::new();
-    let config = serde_saphyr::with_deserializer_from_str(text, |deserializer| {
-        serde_ignored::deserialize(deserializer, |path| ignored.push(path.to_string()))
-    })
-    .map_err(malformed)?;
-    ignored.retain(|path| is_lost(path, &whole));
-    Ok((config, ignored))
-}
-
-fn check_kind(whole: &Value, file: &Path) -> Result<(), ConfigError> {
-    for (field, wanted) in [("kind", KIND), ("apiVersion", API_VERSION)] {
-        let found = whole.get(field).and_then(Value::as_str).unwrap_or_default();
-        if found != wanted {
-            let reason = match found {
-                "" => format!("is not set; this file must say `{field}: {wanted}`"),
-                found => format!("is {found}; this file must say `{field}: {wanted}`"),
-            };
-            return Err(ConfigError::Field { file: file.to_owned(), field: field.to_owned(), reason });
-        }
-    }
-    Ok(())
-}
-
-/// Names the line and the field on it, which the decoder alone knows by position only.
-fn malformed(text: &str, file: &Path, error: &serde_saphyr::Error) -> ConfigError {
-    let line = error.location().map(|l| l.line()).unwrap_or_default();
-    let source = usize::try_from(line).ok().and_then(|n| n.checked_sub(1)).and_then(|n| text.lines().nth(n));
-    let field =
-        source.and_then(|l| l.split_once(':')).map(|(f, _)| f.trim_start_matches([' ', '-']).to_owned());
-    let plain = error.without_snippet().to_string();
-    // The decoder's text may go on with the position, which is told here in our own way.
-    let reason =
-        plain.split(" at line ").next().unwrap_or(&plain).trim_end_matches([',', ':', ' ']).to_owned();
-    ConfigError::Malformed { file: file.to_owned(), line, field: field.unwrap_or_default(), reason }
-}
-
-/// Whether a field that is not obeyed would change something: zero values and fields without a point do not.
-fn is_lost(path: &str, whole: &Value) -> bool {
-    let parts: Vec<&str> = path.split('.').filter(|part| *part != "?").collect();
-    if parts.first().is_some_and(|first| POINTLESS.contains(first)) {
-        return false;
-    }
-    let value = parts.iter().try_fold(whole, |value, part| match value {
-        Value::Array(list) => list.get(part.parse::<usize>().ok()?),
-        other => other.get(part),
-    });
-    !value.is_some_and(is_zero)
-}
-
-fn is_zero(value: &Value) -> bool {
-    match value {
-        Value::Null | Value::Bool(false) => true,
-        Value::Bool(true) => false,
-        Value::Number(number) => number.as_f64() == Some(0.0),
-        Value::String(text) => matches!(text.as_str(), "" | "0" | "0s"),
-        Value::Array(list) => list.is_empty(),
-        Value::Object(map) => map.values().all(is_zero),
-    }
+    yaml::parse(text, file, &Form { api_version: API_VERSION, kind: KIND, pointless: POINTLESS })
 }
 
 /// `podCIDR`: one network, or one of each family separated by a comma.

@@ -5,12 +5,15 @@
 
 pub mod duration;
 pub mod flags;
+pub mod kube_proxy;
 pub mod kubelet;
 pub mod labels;
 pub mod network;
+pub mod services;
 #[cfg(test)]
 mod tests;
 pub mod threshold;
+mod yaml;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -20,10 +23,12 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 pub use flags::RunArgs;
+use kube_proxy::KubeProxyConfiguration;
 pub use kubelet::CgroupDriver;
 use kubelet::{AuthorizationMode, KubeletConfiguration};
 use labels::Taint;
 use network::Network;
+use services::{DetectLocalMode, Services};
 use threshold::Threshold;
 
 use crate::pod::quantity::Quantity;
@@ -113,6 +118,8 @@ pub struct Config {
     pub images: Images,
     /// Where pods' network comes from.
     pub network: Network,
+    /// How services are programmed.
+    pub services: Services,
 }
 
 /// The node's server.
@@ -253,19 +260,37 @@ impl Config {
     pub fn load(args: &RunArgs) -> Result<(Config, Vec<String>), ConfigError> {
         let hostname =
             nix::unistd::gethostname().map(|h| h.to_string_lossy().into_owned()).unwrap_or_default();
-        match &args.config {
-            None => Ok((Self::build(args, KubeletConfiguration::default(), &hostname)?, Vec::new())),
+        let (kubelet, mut ignored) = match &args.config {
+            None => (KubeletConfiguration::default(), Vec::new()),
             Some(file) => {
                 let text = std::fs::read_to_string(file)
                     .map_err(|source| ConfigError::Read { file: file.clone(), source })?;
-                let (kubelet, ignored) = kubelet::parse(&text, file)?;
-                Ok((Self::build(args, kubelet, &hostname)?, ignored))
+                kubelet::parse(&text, file)?
             }
-        }
+        };
+        let proxy = match &args.proxy_config {
+            None => None,
+            Some(file) => {
+                let (proxy, more) = kube_proxy::load(file)?;
+                ignored.extend(more);
+                Some((proxy, file.as_path()))
+            }
+        };
+        let proxy = proxy.as_ref().map(|(proxy, file)| (proxy, *file));
+        Ok((Self::assemble(args, kubelet, proxy, &hostname)?, ignored))
     }
 
     /// Like [`Config::load`], for a file already parsed. Pure.
     pub fn build(args: &RunArgs, file: KubeletConfiguration, hostname: &str) -> Result<Config, ConfigError> {
+        Self::assemble(args, file, None, hostname)
+    }
+
+    fn assemble(
+        args: &RunArgs,
+        file: KubeletConfiguration,
+        proxy: Option<(&KubeProxyConfiguration, &Path)>,
+        hostname: &str,
+    ) -> Result<Config, ConfigError> {
         let path = args.config.as_deref().unwrap_or(Path::new("(none)"));
         check(&file, path)?;
         let name = args.hostname_override.as_deref().unwrap_or(hostname).trim().to_lowercase();
@@ -296,6 +321,15 @@ impl Config {
             images: images(args, &file),
             reserved: reserved(&file),
             network: Network::build(&args.network, file.runtime_request_timeout),
+            services: Services::build(
+                &args.services,
+                services::Given {
+                    // Pods of this node have addresses of its podCIDRs; they need not be told apart by anything else.
+                    default_mode: DetectLocalMode::NodeCidr,
+                    cluster_cidrs: &args.network.cluster_cidr,
+                    file: proxy,
+                },
+            )?,
             pod_cidrs: file.pod_cidr,
         })
     }

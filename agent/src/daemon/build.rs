@@ -7,7 +7,6 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use anyhow::Context;
-use orlop_netproxy::DetectLocal;
 
 use crate::api::client::Client;
 use crate::api::objects::Objects;
@@ -26,18 +25,14 @@ use crate::node::facts::Facts;
 use crate::node::resources;
 use crate::pod::admission::Allocatable;
 use crate::pod::wanted::NodeFacts;
+use crate::services;
 
 /// Mirrors and authorities of registries, as in containerd's `certs.d`. Read at each pull; it need not be there.
 const REGISTRY_HOSTS: &str = "/etc/orlop/certs.d";
 
 /// The service proxy's configuration.
 pub fn proxy(config: &Config, addresses: &[IpAddr]) -> orlop_netproxy::Config {
-    orlop_netproxy::Config {
-        node_name: config.node_name.clone(),
-        node_addresses: addresses.to_vec(),
-        detect_local: DetectLocal::NodeCidr,
-        ..orlop_netproxy::Config::default()
-    }
+    services::proxy_config(&config.services, config.node_name.clone(), addresses.to_vec())
 }
 
 /// What the host is put together from.

@@ -78,11 +78,17 @@ pub fn main(args: &RunArgs) -> anyhow::Result<()> {
     result
 }
 
-async fn run(args: &RunArgs, config: Config, access: Option<Access>) -> anyhow::Result<()> {
+async fn run(args: &RunArgs, mut config: Config, access: Option<Access>) -> anyhow::Result<()> {
     let stop = shutdown::on_signals()?;
     let addresses = crate::node::facts::addresses(&config.node_ips);
     let server = match args.standalone {
-        true => Some(start_server(&config, &addresses).await?),
+        true => {
+            let wanted = server_config(&config, &addresses);
+            if access.is_none() {
+                config.services.service_cidrs.clone_from(&wanted.service_cidrs);
+            }
+            Some(start_server(wanted).await?)
+        }
         false => None,
     };
     let access = match (access, &server) {
@@ -107,12 +113,16 @@ async fn run(args: &RunArgs, config: Config, access: Option<Access>) -> anyhow::
     Ok(())
 }
 
-async fn start_server(config: &Config, addresses: &[IpAddr]) -> anyhow::Result<Server> {
+fn server_config(config: &Config, addresses: &[IpAddr]) -> orlop_standalone::Config {
     let dir = config.root_dir.join("standalone");
     let mut server = orlop_standalone::Config::new(&dir);
     server.advertise = addresses.first().copied();
     server.names = vec![config.node_name.clone(), "127.0.0.1".to_owned(), "localhost".to_owned()];
     server.admin_kubeconfig = Some(dir.join("admin.kubeconfig"));
+    server
+}
+
+async fn start_server(server: orlop_standalone::Config) -> anyhow::Result<Server> {
     let taken = |error: &StartError| matches!(error, StartError::Listen { source, .. } if source.kind() == ErrorKind::AddrInUse);
     let server =
         when_free(|| Server::start(server.clone()), taken).await.context("start the embedded API server")?;
@@ -164,7 +174,8 @@ async fn start_node(
         }
     };
     tasks.spawn("services", feed::watch_services(client.clone(), handle.clone(), observe));
-    let listen = Listen::defaults(addresses.first(), config.run_dir.join(control::SOCKET));
+    services::conntrack::apply(&config.services.conntrack);
+    let listen = Listen::new(&config.services, addresses.first(), config.run_dir.join(control::SOCKET));
     proxy.spawn(&client, events.clone(), &listen, tasks);
 
     let parts = build::parts(config, addresses, &client, variables)?;

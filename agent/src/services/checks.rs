@@ -9,13 +9,17 @@ use std::time::SystemTime;
 
 use axum::Router;
 use axum::response::Response;
+use nix::sys::socket::{setsockopt, sockopt::Ipv6V6Only};
 use orlop_netproxy::{Health, HealthCheck};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::api::events::{Event, Events, Regarding};
 use crate::server::serve_plain;
+
+/// Load balancers ask one after the other.
+const BACKLOG: u32 = 64;
 
 /// What is to be answered, and where.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -47,7 +51,7 @@ pub async fn run(mut checks: watch::Receiver<Checks>, health: watch::Receiver<He
         Ports { addresses: vec![], open: BTreeMap::new(), failed: BTreeSet::new(), health, events };
     loop {
         let wanted = checks.borrow_and_update().clone();
-        ports.settle(wanted).await;
+        ports.settle(wanted);
         // Cancel-safe: a watch channel keeps its newest value.
         if checks.changed().await.is_err() {
             return;
@@ -56,7 +60,7 @@ pub async fn run(mut checks: watch::Receiver<Checks>, health: watch::Receiver<He
 }
 
 impl Ports {
-    async fn settle(&mut self, wanted: Checks) {
+    fn settle(&mut self, wanted: Checks) {
         if self.addresses != wanted.addresses {
             self.open.clear();
             self.addresses = wanted.addresses;
@@ -74,13 +78,13 @@ impl Ports {
                         changed
                     });
                 }
-                None => self.open(port, check).await,
+                None => self.open(port, check),
             }
         }
     }
 
-    async fn open(&mut self, port: u16, check: HealthCheck) {
-        match listen(&self.addresses, port).await {
+    fn open(&mut self, port: u16, check: HealthCheck) {
+        match listen(&self.addresses, port) {
             Ok(listeners) => {
                 self.failed.remove(&port);
                 let (answer, seen) = watch::channel(check);
@@ -101,12 +105,23 @@ impl Ports {
 }
 
 /// Every address, or none.
-async fn listen(addresses: &[IpAddr], port: u16) -> io::Result<Vec<TcpListener>> {
+fn listen(addresses: &[IpAddr], port: u16) -> io::Result<Vec<TcpListener>> {
     let mut listeners = vec![];
     for address in addresses {
-        listeners.push(TcpListener::bind(SocketAddr::new(*address, port)).await?);
+        listeners.push(bind(SocketAddr::new(*address, port))?);
     }
     Ok(listeners)
+}
+
+/// Each family for itself, so that both may have all of their addresses.
+fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    socket.set_reuseaddr(true)?;
+    if address.is_ipv6() {
+        setsockopt(&socket, Ipv6V6Only, &true)?;
+    }
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }
 
 /// Any path, as kube-proxy answers.
@@ -141,6 +156,8 @@ fn failure(check: &HealthCheck, error: &io::Error) -> Event {
 
 #[cfg(test)]
 mod tests {
+    use std::net::{Ipv4Addr, Ipv6Addr};
+
     use orlop_netproxy::objects::{Family, ObjectName};
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpStream;
@@ -178,14 +195,20 @@ mod tests {
             addresses: loopback.clone(),
             checks: vec![check(free.port(), count), check(busy, 1)],
         };
-        ports.settle(all(0)).await;
+        ports.settle(all(0));
         assert!(ask(free.port()).await.expect("answered").starts_with("HTTP/1.0 503"));
-        ports.settle(all(2)).await;
+        ports.settle(all(2));
         let text = ask(free.port()).await.expect("answered");
         assert!(text.starts_with("HTTP/1.0 200") && text.contains("\"localEndpoints\":2"), "{text}");
-        ports.settle(Checks { addresses: loopback.clone(), checks: vec![] }).await;
+        ports.settle(Checks { addresses: loopback.clone(), checks: vec![] });
         tokio::task::yield_now().await;
         assert!(ask(free.port()).await.is_err(), "closed with the service");
+        let everywhere = vec![Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()];
+        ports.settle(Checks { addresses: everywhere, checks: vec![check(free.port(), 1)] });
+        assert!(
+            ask(free.port()).await.expect("answered").starts_with("HTTP/1.0 200"),
+            "each family by itself"
+        );
         drop(ports);
         driver.await;
         let told = fake.seen();

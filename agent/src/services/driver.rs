@@ -5,21 +5,21 @@
 //! table would be rewritten twice.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant, SystemTime};
 
 use orlop_netproxy::netlink::Netlink;
 use orlop_netproxy::objects::{Family, ObjectName, Service};
 use orlop_netproxy::{
-    Changes, Event, Explanation, Health, Metrics, NodePortAddresses, Proxy, Query, Status, SyncReport,
-    Verification,
+    Changes, Event, Explanation, Health, Metrics, Proxy, Query, Status, SyncReport, Verification,
 };
 use tokio::sync::{oneshot, watch};
 
 use super::checks::Checks;
 
-/// After a refused transaction the next attempt waits this long.
+/// So many attempts differ from each other: nobody waits between them.
+const ESCALATIONS: u32 = 3;
+/// When all were refused the next waits this long.
 const RETRY: Duration = Duration::from_secs(1);
 
 /// What goes to the thread.
@@ -81,26 +81,26 @@ pub struct Driver {
     proxy: Proxy<Netlink>,
     told: Told,
     node_seen: bool,
-    node_addresses: Vec<IpAddr>,
     /// Services with a health check node port: nobody looks at the others after each event.
     checked: BTreeSet<ObjectName>,
-    /// The last attempt was refused.
-    refused: bool,
+    /// So many attempts were refused, one after the other.
+    refusals: u32,
 }
 
 impl Driver {
     pub fn new(proxy: Proxy<Netlink>, told: Told) -> Self {
-        let node_addresses = proxy.config().node_addresses.clone();
-        Self { proxy, told, node_seen: false, node_addresses, checked: BTreeSet::new(), refused: false }
+        Self { proxy, told, node_seen: false, checked: BTreeSet::new(), refusals: 0 }
     }
 
     /// Runs until every handle is dropped.
     pub fn run(mut self, messages: &Receiver<Message>) {
         let mut questions = Vec::new();
         loop {
-            let next = match self.refused {
-                true => messages.recv_timeout(RETRY),
-                false => messages.recv().map_err(RecvTimeoutError::from),
+            let next = match self.refusals {
+                0 => messages.recv().map_err(RecvTimeoutError::from),
+                // A change that is refused is followed by a replacement, and that by the search for a service at fault.
+                1..ESCALATIONS => messages.recv_timeout(Duration::ZERO),
+                ESCALATIONS.. => messages.recv_timeout(RETRY),
             };
             match next {
                 Ok(message) => self.take(message, &mut questions),
@@ -111,7 +111,7 @@ impl Driver {
             while let Ok(message) = messages.try_recv() {
                 self.take(message, &mut questions);
             }
-            if self.node_seen && (self.proxy.is_pending() || self.refused) {
+            if self.node_seen && (self.proxy.is_pending() || self.refusals > 0) {
                 self.sync();
             }
             for question in questions.drain(..) {
@@ -143,9 +143,6 @@ impl Driver {
             }
             Event::NodeApplied(node) => {
                 self.node_seen = true;
-                if !node.addresses.is_empty() {
-                    self.node_addresses.clone_from(&node.addresses);
-                }
                 self.told.health.send_modify(|health| health.set_node_eligible(node.eligible));
             }
             Event::SliceApplied(_)
@@ -173,10 +170,10 @@ impl Driver {
         self.told.metrics.record_sync(&outcome, took, now);
         match outcome {
             Ok(report) => {
-                if self.refused {
+                if self.refusals > 0 {
                     tracing::info!("the service rules are programmed again");
                 }
-                self.refused = false;
+                self.refusals = 0;
                 tell(&report, took);
                 self.told.health.send_modify(|health| health.updated(now));
                 let is_synced = self.proxy.is_synced();
@@ -184,10 +181,10 @@ impl Driver {
                 self.publish_checks();
             }
             Err(error) => {
-                if !self.refused {
-                    tracing::error!(%error, "cannot program the service rules; trying again every second");
+                if self.refusals == 0 {
+                    tracing::error!(%error, "cannot program the service rules; trying again until it works");
                 }
-                self.refused = true;
+                self.refusals = self.refusals.saturating_add(1);
             }
         }
     }
@@ -196,7 +193,7 @@ impl Driver {
         let fresh = match self.checked.is_empty() {
             true => Checks::default(),
             false => Checks {
-                addresses: self.check_addresses(),
+                addresses: self.proxy.health_check_addresses(),
                 checks: self.checked.iter().filter_map(|name| self.proxy.health_check(name)).collect(),
             },
         };
@@ -205,24 +202,6 @@ impl Driver {
             *known = fresh;
             changed
         });
-    }
-
-    /// Health checks are answered where node ports are.
-    fn check_addresses(&self) -> Vec<IpAddr> {
-        let config = self.proxy.config();
-        match &config.node_port_addresses {
-            NodePortAddresses::Primary => config
-                .families
-                .iter()
-                .filter_map(|family| {
-                    self.node_addresses.iter().find(|address| Family::of(address) == *family).copied()
-                })
-                .collect(),
-            NodePortAddresses::Ranges(_) if config.families.contains(&Family::V6) => {
-                vec![Ipv6Addr::UNSPECIFIED.into()]
-            }
-            NodePortAddresses::Ranges(_) => vec![Ipv4Addr::UNSPECIFIED.into()],
-        }
     }
 
     fn answer(&mut self, question: Question) {

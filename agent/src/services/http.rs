@@ -1,20 +1,21 @@
 //! What the service proxy tells over HTTP, at kube-proxy's addresses and in its words.
 //!
-//! Owns: the routes `/healthz`, `/livez`, `/metrics`, `/proxyMode`. Never: judges (the crate `orlop-netproxy` says who is
+//! Owns: the routes `/healthz`, `/livez`, `/metrics`, `/proxyMode`, `/configz`. Never: judges (the crate `orlop-netproxy` says who is
 //! healthy and how an answer looks).
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use axum::Router;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use axum::{Json, Router};
 use orlop_netproxy::{Answer, Health, Metrics};
 use prometheus_client::registry::Registry;
+use serde_json::Value;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
@@ -39,6 +40,8 @@ pub struct Seen {
     pub metrics: Metrics,
     /// All metrics.
     pub registry: Arc<Registry>,
+    /// The settings in force.
+    pub configz: Arc<Value>,
 }
 
 /// Serves until dropped. The node goes on without where the port is taken; it is tried again.
@@ -64,9 +67,11 @@ pub fn health(seen: Seen) -> Router {
     Router::new().route("/healthz", get(healthz)).route("/livez", get(livez)).with_state(seen)
 }
 
-/// `/metrics` and `/proxyMode`.
+/// `/metrics`, `/proxyMode` and `/configz`.
 pub fn metrics(seen: Seen) -> Router {
+    let configz = Arc::clone(&seen.configz);
     Router::new()
+        .route("/configz", get(move || async move { Json(configz) }))
         .route("/metrics", get(all_metrics))
         .route("/proxyMode", get(|| async { "nftables" }))
         .with_state(seen)

@@ -2,7 +2,8 @@
 //!
 //! - `driver`: the thread that owns the proxy
 //! - `feed`: watches at the API server; `surroundings`: what changes on the machine itself
-//! - `http`: `/healthz`, `/livez`, `/metrics`; `checks`: health check node ports
+//! - `http`: `/healthz`, `/livez`, `/metrics`, `/configz`; `checks`: health check node ports
+//! - `conntrack`: the kernel's limits of connection tracking
 //! - `control`: what `orlop proxy status` and its sisters ask
 //! - `alone`: `orlop proxy run`, without the rest of a node
 //!
@@ -10,6 +11,7 @@
 
 pub mod alone;
 mod checks;
+pub mod conntrack;
 pub mod control;
 mod driver;
 pub mod feed;
@@ -24,12 +26,14 @@ use std::time::SystemTime;
 
 use anyhow::Context;
 use orlop_netproxy::netlink::Netlink;
-use orlop_netproxy::{Config, Health, Metrics, Proxy};
+use orlop_netproxy::{Config, DetectLocal, Health, Metrics, NodePortAddresses, Proxy};
 use prometheus_client::registry::Registry;
+use serde_json::{Value, json};
 use tokio::sync::watch;
 
 use crate::api::client::Client;
 use crate::api::events::Events;
+use crate::config::services::Services as Settings;
 use crate::daemon::Tasks;
 
 use checks::Checks;
@@ -53,10 +57,12 @@ pub struct Services {
 pub struct Listen {
     /// `/healthz` and `/livez`; kube-proxy's `healthzBindAddress`.
     pub healthz: Option<SocketAddr>,
-    /// `/metrics` and `/proxyMode`; kube-proxy's `metricsBindAddress`.
+    /// `/metrics`, `/proxyMode` and `/configz`; kube-proxy's `metricsBindAddress`.
     pub metrics: Option<SocketAddr>,
     /// The socket for `orlop proxy`.
     pub control: PathBuf,
+    /// The settings in force: what `/configz` answers.
+    pub configz: Value,
 }
 
 /// kube-proxy's port for health.
@@ -64,10 +70,38 @@ const HEALTHZ_PORT: u16 = 10256;
 /// kube-proxy's port for metrics.
 const METRICS_PORT: u16 = 10249;
 
+/// The proxy's own configuration.
+pub fn proxy_config(services: &Settings, node_name: String, node_addresses: Vec<IpAddr>) -> Config {
+    Config {
+        node_name,
+        node_addresses,
+        node_port_addresses: services.node_port_addresses.clone(),
+        detect_local: services.detect_local.clone(),
+        masquerade_all: services.masquerade_all,
+        external_ips: services.external_ips,
+        service_cidrs: services.service_cidrs.clone(),
+        ..Config::default()
+    }
+}
+
 impl Listen {
+    /// Where it was asked for, else where kube-proxy listens; nowhere at port 0. `primary` is as for [`Self::defaults`].
+    pub fn new(services: &Settings, primary: Option<&IpAddr>, control: PathBuf) -> Self {
+        let defaults = Self::defaults(primary, control);
+        let set = |given: Option<SocketAddr>, default: Option<SocketAddr>| {
+            given.or(default).filter(|address| address.port() != 0)
+        };
+        Self {
+            healthz: set(services.healthz, defaults.healthz),
+            metrics: set(services.metrics, defaults.metrics),
+            control: defaults.control,
+            configz: json!({ "kubeproxy.config.k8s.io": services }),
+        }
+    }
+
     /// Where kube-proxy listens by default: health on every address, metrics on loopback. `primary` is the node's first
     /// address: its family decides.
-    pub fn defaults(primary: Option<&IpAddr>, control: PathBuf) -> Self {
+    fn defaults(primary: Option<&IpAddr>, control: PathBuf) -> Self {
         let (any, loopback) = match primary {
             Some(IpAddr::V6(_)) => {
                 (IpAddr::from(std::net::Ipv6Addr::UNSPECIFIED), IpAddr::from(std::net::Ipv6Addr::LOCALHOST))
@@ -80,6 +114,7 @@ impl Listen {
             healthz: Some(SocketAddr::new(any, HEALTHZ_PORT)),
             metrics: Some(SocketAddr::new(loopback, METRICS_PORT)),
             control,
+            configz: Value::Null,
         }
     }
 }
@@ -89,6 +124,9 @@ impl Listen {
 /// # Errors
 /// Without nf_tables in the kernel, or without the right to use it.
 pub fn start(mut config: Config) -> anyhow::Result<Services> {
+    for doubt in doubts(&config) {
+        tracing::warn!("{doubt}");
+    }
     let mut backend = Netlink::open().context("open nf_tables over netlink")?;
     config.families = backend.families();
     let monitor = match backend.protects() {
@@ -120,6 +158,25 @@ pub fn start(mut config: Config) -> anyhow::Result<Services> {
     })
 }
 
+/// What works, though perhaps not as it was meant.
+fn doubts(config: &Config) -> Vec<String> {
+    let mut doubts = Vec::new();
+    if config.detect_local == DetectLocal::Off {
+        doubts.push(
+            "pods cannot be told from others (no --cluster-cidr, no --detect-local-mode): what comes from outside to a \
+             cluster address keeps its source"
+                .to_owned(),
+        );
+    }
+    if let NodePortAddresses::Ranges(ranges) = &config.node_port_addresses {
+        let loopback = ranges.iter().filter(|range| range.addr().is_loopback());
+        doubts.extend(
+            loopback.map(|range| format!("no node port is served at loopback addresses: {range} is skipped")),
+        );
+    }
+    doubts
+}
+
 impl Services {
     /// Starts everything around the proxy but the watch of services and of the own node: those are the caller's.
     pub fn spawn(self, client: &Client, events: Events, listen: &Listen, tasks: &mut Tasks) {
@@ -131,6 +188,7 @@ impl Services {
             health: self.health.clone(),
             metrics: self.metrics,
             registry: self.registry,
+            configz: Arc::new(listen.configz.clone()),
         };
         if let Some(address) = listen.healthz {
             tasks.spawn("proxy health", http::serve(address, http::health(seen.clone())));
@@ -140,5 +198,26 @@ impl Services {
         }
         tasks.spawn("health check ports", checks::run(self.checks, self.health, events));
         tasks.spawn("proxy control", control::serve(listen.control.clone(), handle));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_may_not_be_meant_is_told() {
+        let told = |detect_local, ranges: &[&str]| {
+            let ranges = ranges.iter().map(|range| range.parse().expect("a range")).collect();
+            let node_port_addresses = NodePortAddresses::Ranges(ranges);
+            doubts(&Config { detect_local, node_port_addresses, ..Config::default() })
+        };
+        assert_eq!(told(DetectLocal::NodeCidr, &["192.0.2.0/24", "0.0.0.0/0"]), Vec::<String>::new());
+        assert!(told(DetectLocal::Off, &[])[0].contains("--cluster-cidr"));
+        assert!(
+            told(DetectLocal::NodeCidr, &["127.0.0.0/8", "10.0.0.0/8", "::1/128"])
+                .join(" ")
+                .contains("127.0.0.0/8")
+        );
     }
 }

@@ -4,6 +4,7 @@
 //! left out and noted in `problems`; the rest of the service works.
 //! Never: decides which service wins an address that two of them claim (see `claims`).
 
+use std::collections::HashSet;
 use std::net::IpAddr;
 use std::num::NonZeroU16;
 
@@ -227,14 +228,14 @@ fn addresses(
     field: &'static str,
     texts: impl IntoIterator<Item = String>,
 ) -> Box<[IpAddr]> {
-    let mut found = Vec::new();
+    let (mut found, mut known) = (Vec::new(), HashSet::new());
     for text in texts {
         if text.is_empty() || text == "None" {
             continue;
         }
         match parse_address(&text).filter(is_reachable) {
-            Some(address) if found.contains(&address) => {}
-            Some(address) => found.push(address),
+            Some(address) if known.insert(address) => found.push(address),
+            Some(_) => {}
             None => complain(problems, field, text),
         }
     }
@@ -243,6 +244,7 @@ fn addresses(
 
 fn ports(problems: &mut Vec<Problem>, raw: Vec<Port>) -> Box<[ServicePort]> {
     let mut found: Vec<ServicePort> = Vec::with_capacity(raw.len());
+    let mut known = HashSet::new();
     for entry in raw {
         let Some(protocol) = Protocol::parse(entry.protocol.as_deref()) else {
             complain(problems, "spec.ports.protocol", entry.protocol.unwrap_or_default());
@@ -261,7 +263,7 @@ fn ports(problems: &mut Vec<Problem>, raw: Vec<Port>) -> Box<[ServicePort]> {
             complain(problems, "spec.ports.name", entry.name);
             continue;
         }
-        if found.iter().any(|other| (other.port, other.protocol) == (port, protocol)) {
+        if !known.insert((port, protocol)) {
             complain(problems, "spec.ports", format_args!("{port}/{protocol} twice"));
             continue;
         }

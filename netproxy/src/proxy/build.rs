@@ -3,7 +3,7 @@
 //! Owns: putting together service, endpoints, claims and slots.
 //! Never: changes anything; `claim` is the one exception, and only the claims.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use super::{Programmed, Proxy};
@@ -11,7 +11,7 @@ use crate::backend::Backend;
 use crate::claims::Claim;
 use crate::endpoints::{Wants, choose};
 use crate::frontends::{self, Context};
-use crate::objects::{Family, ObjectName, Problem, Service, ServicePort};
+use crate::objects::{Family, ObjectName, Problem, Protocol, Service, ServicePort};
 use crate::program::{Address, Frontend, PortProgram};
 use crate::ruleset::{Policy, Target};
 use crate::slots;
@@ -36,9 +36,10 @@ impl<B: Backend> Proxy<B> {
                 Some(entry) => entry.name.clone(),
                 None => ObjectName::new("", ""),
             };
+            let mut seen = HashSet::with_capacity(wanted.len());
             for (address, claim) in wanted {
                 affected.extend(self.claims.add(address, claim, &name));
-                if !claimed.contains(&address) {
+                if seen.insert(address) {
                     claimed.push(address);
                 }
             }
@@ -143,10 +144,18 @@ impl<B: Backend> Proxy<B> {
             let name = format!("{}/{}/{}", object.name, port.protocol, port.name);
             (seconds, Arc::from(short(name)))
         });
+        let idle = |target: &Target| {
+            chosen.cluster.binary_search(target).is_err() && chosen.local.binary_search(target).is_err()
+        };
+        let lingering = match port.protocol {
+            Protocol::Udp => chosen.serving.iter().copied().filter(idle).collect(),
+            Protocol::Tcp | Protocol::Sctp => Box::default(),
+        };
         PortProgram {
             family,
             port_name: port.name.clone(),
             protocol: port.protocol,
+            lingering,
             cluster: slots::assign(seated(Policy::Cluster), &chosen.cluster).into(),
             local: slots::assign(seated(Policy::Local), &chosen.local).into(),
             here: chosen.here.into(),

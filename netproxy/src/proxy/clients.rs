@@ -4,6 +4,8 @@
 //! endpoint once more; the next time it gets a new one.
 //! Never: touches a client whose endpoint is still chosen from.
 
+use std::collections::HashSet;
+
 use nix::Error as Errno;
 
 use super::{Error, Proxy, SyncReport};
@@ -50,6 +52,7 @@ impl<B: Backend> Proxy<B> {
         set: &SetName,
         chosen: &[Target],
     ) -> Result<usize, Error> {
+        let chosen: HashSet<&Target> = chosen.iter().collect();
         for _ in 0..ATTEMPTS {
             let clients = self.backend.elements(&self.config.table, family, set)?;
             let stranded = |client: &Element| match &client.value {

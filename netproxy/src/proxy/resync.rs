@@ -4,7 +4,7 @@
 //! the search for a service the kernel refuses.
 //! Never: believes a table whose shape is not exactly ours.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::build::Seats;
 use super::delta::{self, Delta, Structure};
@@ -263,7 +263,7 @@ impl<B: Backend> Proxy<B> {
     }
 
     /// Replacing everything was refused. Finds the services at fault by halving and sets them aside, so that they
-    /// cannot block the others.
+    /// cannot block the others. What is in the kernel serves meanwhile: the search only rehearses.
     pub(super) fn resync_one_by_one(&mut self) -> Result<SyncReport, Error> {
         for _ in 0..QUARANTINE_MAX {
             let refused = match self.resync(true) {
@@ -276,32 +276,52 @@ impl<B: Backend> Proxy<B> {
                 .map(|(service, _)| service)
                 .filter(|service| !self.programs[*service as usize].quarantined)
                 .collect();
-            if !self.only(&suspects, 0) {
-                return Err(refused);
-            }
-            let (mut good, mut bad) = (0, suspects.len());
-            while bad - good > 1 {
-                let middle = good.midpoint(bad);
-                if self.only(&suspects, middle) { good = middle } else { bad = middle }
-            }
+            let culprit = self.find_culprit(&suspects);
             for service in &suspects {
                 self.programs[*service as usize].quarantined = false;
             }
-            let Some(culprit) = suspects.get(bad - 1) else { return Err(refused) };
-            self.programs[*culprit as usize].quarantined = true;
-            if let Some(entry) = self.table.entry(*culprit) {
+            // No service is at fault: it is the kernel that takes nothing at present.
+            let Some(culprit) = culprit else { return Err(refused) };
+            self.programs[culprit as usize].quarantined = true;
+            if let Some(entry) = self.table.entry(culprit) {
                 tracing::error!(service = %entry.name, error = %refused, "the kernel refuses a service, left out");
             }
         }
         self.resync(true)
     }
 
-    /// Whether the kernel takes the first `count` of these services without the rest.
-    fn only(&mut self, services: &[u32], count: usize) -> bool {
+    /// The first of these services that makes a rehearsal fail; none if it fails without any of them, or with all succeeds.
+    fn find_culprit(&mut self, suspects: &[u32]) -> Option<u32> {
+        if !self.rehearse_first(suspects, 0) || self.rehearse_first(suspects, suspects.len()) {
+            return None;
+        }
+        let (mut good, mut bad) = (0, suspects.len());
+        while bad - good > 1 {
+            let middle = good.midpoint(bad);
+            if self.rehearse_first(suspects, middle) { good = middle } else { bad = middle }
+        }
+        suspects.get(bad - 1).copied()
+    }
+
+    /// Whether the kernel would take the first `count` of these services without the rest: in a table of another name,
+    /// made and removed in one transaction, so that no packet ever sees it.
+    fn rehearse_first(&mut self, services: &[u32], count: usize) -> bool {
         for (index, service) in services.iter().enumerate() {
             self.programs[*service as usize].quarantined = index >= count;
         }
-        self.resync(true).is_ok()
+        let mut delta = self.rebuild(&Seats::new());
+        self.networks_changed = true;
+        let mut structure = delta.settle(&mut self.known);
+        self.settle_networks(&mut structure, &mut delta);
+        let families = self.config.families.clone();
+        structure
+            .new_sets
+            .extend(families.iter().flat_map(|family| SetName::STATIC.map(|set| (*family, set))));
+        let mut operations: Vec<_> = families.iter().copied().map(Operation::CreateTable).collect();
+        operations.extend(delta::operations(structure, delta.delete, delta.add));
+        operations.extend(families.iter().copied().map(Operation::DeleteTable));
+        let table = format!("{}-rehearsal", self.config.table);
+        self.backend.commit(&Transaction { table, operations }).is_ok()
     }
 }
 
@@ -375,7 +395,10 @@ fn clients_gone(
         }) else {
             continue;
         };
-        let lost = |before: &[Target], after: &[Target]| before.iter().any(|target| !after.contains(target));
+        let lost = |before: &[Target], after: &[Target]| {
+            let after: HashSet<&Target> = after.iter().collect();
+            before.iter().any(|target| !after.contains(target))
+        };
         if lost(&before.cluster, &after.cluster) {
             gone.push((
                 after.family,

@@ -5,7 +5,7 @@
 //! (kubernetes/kubernetes#139628).
 //! Never: touches a connection to an endpoint that still answers, or TCP.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::{Proxy, SyncReport};
 use crate::backend::{Backend, BackendError, Flow, FlowFilter};
@@ -13,7 +13,7 @@ use crate::objects::{Family, Protocol};
 use crate::program::{Address, PortProgram};
 use crate::ruleset::{NodePort, NodePortMatch, Target, Vip};
 
-/// An address whose connections are looked at, and the endpoints that still answer.
+/// An address whose connections are looked at, and the endpoints that still answer, sorted.
 pub(super) type Check = (Address, Vec<Target>);
 
 /// More addresses than this, and all UDP connections are listed once instead of some for each address.
@@ -36,27 +36,26 @@ impl<B: Backend> Proxy<B> {
                     && before.port_name == after.port_name
             });
             let lost_endpoint = before.is_some_and(|before| {
-                before
-                    .cluster
-                    .iter()
-                    .chain(&before.local)
-                    .any(|target| !after.cluster.contains(target) && !after.local.contains(target))
+                let now: HashSet<&Target> = answering(after).collect();
+                answering(before).any(|target| !now.contains(target))
             });
-            let known = |address: &Address| {
-                before.is_some_and(|before| before.frontends.iter().any(|f| f.address == *address))
-            };
-            let touched: Vec<_> =
-                after.frontends.iter().map(|f| f.address).filter(|a| lost_endpoint || !known(a)).collect();
+            let known: HashSet<Address> =
+                before.iter().flat_map(|before| before.frontends.iter().map(|f| f.address)).collect();
+            let touched: Vec<_> = after
+                .frontends
+                .iter()
+                .map(|f| f.address)
+                .filter(|address| lost_endpoint || !known.contains(address))
+                .collect();
             if !touched.is_empty() {
                 let serving = self.serving(service, after);
                 checks.extend(touched.into_iter().map(|address| (address, serving.clone())));
             }
         }
-        let still = |address: &Address| {
-            new.iter().filter(udp).any(|after| after.frontends.iter().any(|f| f.address == *address))
-        };
+        let still: HashSet<Address> =
+            new.iter().filter(udp).flat_map(|after| after.frontends.iter().map(|f| f.address)).collect();
         for before in old.iter().filter(udp) {
-            let gone = before.frontends.iter().map(|f| f.address).filter(|address| !still(address));
+            let gone = before.frontends.iter().map(|f| f.address).filter(|address| !still.contains(address));
             checks.extend(
                 gone.filter(|address| self.claims.winner(address).is_none()).map(|a| (a, Vec::new())),
             );
@@ -76,7 +75,8 @@ impl<B: Backend> Proxy<B> {
     pub(super) fn forget_stale_flows(&mut self, mut checks: Vec<Check>, report: &mut SyncReport) {
         let mut all = std::mem::take(&mut self.unchecked);
         let first_time = all.is_empty();
-        all.retain(|(address, _)| !checks.iter().any(|(newer, _)| newer == address));
+        let newer: HashSet<Address> = checks.iter().map(|(address, _)| *address).collect();
+        all.retain(|(address, _)| !newer.contains(address));
         all.append(&mut checks);
         if all.is_empty() {
             return;
@@ -123,7 +123,7 @@ impl<B: Backend> Proxy<B> {
         let translated = flow.answered_by != flow.destination;
         let is_stale = |serving: &&[Target]| {
             // With nobody left only translated connections were ours.
-            !serving.contains(&flow.answered_by) && (translated || !serving.is_empty())
+            serving.binary_search(&flow.answered_by).is_err() && (translated || !serving.is_empty())
         };
         match (checks.get(&vip), self.claims.winner(&vip)) {
             (Some(serving), _) => is_stale(serving),
@@ -143,6 +143,11 @@ impl<B: Backend> Proxy<B> {
             }
         }
     }
+}
+
+/// The endpoints of a UDP port that may have connections: those in use, and those that used to be and still answer.
+fn answering(program: &PortProgram) -> impl Iterator<Item = &Target> {
+    program.cluster.iter().chain(&program.local).chain(&program.lingering)
 }
 
 fn filters(checks: &[Check]) -> Vec<FlowFilter> {

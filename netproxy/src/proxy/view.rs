@@ -4,7 +4,7 @@
 //! Never: changes the kernel; `look` only reads it.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::num::NonZeroU16;
 
 use super::{Belief, Programmed, Proxy};
@@ -12,7 +12,7 @@ use crate::backend::{Backend, BackendError};
 use crate::endpoints::{Wants, choose};
 use crate::objects::{Family, ObjectName, ServiceKind};
 use crate::program::PortProgram;
-use crate::ruleset::{Chain, Element, Key, Rule, SetName, Value};
+use crate::ruleset::{Chain, Element, Key, NodePortMatch, Rule, SetName, Value};
 use crate::trace::Contents;
 
 /// What a load balancer asks of a service's `healthCheckNodePort`.
@@ -56,6 +56,19 @@ impl<B: Backend> Proxy<B> {
     /// The same of one service.
     pub fn health_check(&self, service: &ObjectName) -> Option<HealthCheck> {
         self.health_check_of(self.table.find(service)?)
+    }
+
+    /// Where health check ports are answered: at the addresses that serve node ports; an unspecified one stands for all
+    /// of its family.
+    pub fn health_check_addresses(&self) -> Vec<IpAddr> {
+        let of = |family: &Family| match (self.networks.get(family).map(|network| network.node_ports), family)
+        {
+            (Some(NodePortMatch::AnyLocal), Family::V4) => vec![Ipv4Addr::UNSPECIFIED.into()],
+            (Some(NodePortMatch::AnyLocal), Family::V6) => vec![Ipv6Addr::UNSPECIFIED.into()],
+            (Some(NodePortMatch::Listed), _) => self.config.node_port_ips(*family, &self.surroundings),
+            (None, _) => Vec::new(),
+        };
+        self.config.families.iter().flat_map(of).collect()
     }
 
     fn health_check_of(&self, number: u32) -> Option<HealthCheck> {

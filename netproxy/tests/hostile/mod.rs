@@ -10,6 +10,10 @@ use serde_json::{Value, json};
 pub const GOOD: &str = "10.96.0.1";
 /// The one that has a hundred thousand endpoints.
 pub const CROWDED: &str = "10.96.0.2";
+/// One with a fifth of them over UDP, and session affinity.
+pub const CROWDED_UDP: &str = "10.96.0.16";
+/// How many external addresses one service has.
+const MANY_ADDRESSES: u32 = 5_000;
 /// How many of the objects have something that is left out.
 pub const COMPLAINTS_AT_LEAST: u64 = 15;
 
@@ -28,6 +32,8 @@ fn slice(name: &str, service: &str, endpoints: &Value) -> Value {
 pub fn events(crowd: u32) -> Vec<Event> {
     let longest = "x".repeat(63);
     let port = json!([{ "port": 80 }]);
+    let many_addresses: Vec<String> =
+        (0..MANY_ADDRESSES).map(|n| format!("198.18.{}.{}", n >> 8, n & 255)).collect();
     let services = vec![
         service("good", &json!({ "clusterIP": GOOD, "ports": port })),
         service("crowded", &json!({ "clusterIP": CROWDED, "ports": port })),
@@ -79,6 +85,15 @@ pub fn events(crowd: u32) -> Vec<Event> {
             &json!({ "type": "LoadBalancer", "clusterIP": "10.96.0.13", "ports": port,
             "loadBalancerSourceRanges": ["10.0.0.0/8", "10.0.0.0/8", "10.1.2.3/16", "10.1.0.0/33", "::/200", "fd00::/8"] }),
         ),
+        service(
+            "crowded-udp",
+            &json!({ "clusterIP": CROWDED_UDP, "ports": [{ "port": 80, "protocol": "UDP" }], "sessionAffinity": "ClientIP" }),
+        ),
+        service(
+            "addresses",
+            &json!({ "type": "LoadBalancer", "clusterIP": "10.96.0.17", "ports": port, "externalIPs": many_addresses,
+            "loadBalancerSourceRanges": many_addresses.iter().map(|address| format!("{address}/32")).collect::<Vec<_>>() }),
+        ),
         service("bare", &Value::Null),
         service(
             "node-port",
@@ -94,6 +109,8 @@ pub fn events(crowd: u32) -> Vec<Event> {
     let many: Vec<Value> = (0..crowd)
         .map(|n| json!({ "addresses": [format!("10.{}.{}.{}", 200 + (n >> 16), (n >> 8) & 255, n & 255)] }))
         .collect();
+    let some = Value::Array(many[..many.len() / 5].to_vec());
+    let udp = json!([{ "name": "", "port": 8080, "protocol": "UDP" }]);
     let bad = json!([
         { "addresses": ["not an address"] }, { "addresses": [] }, {}, { "addresses": ["fd00::1"] },
         { "addresses": ["127.0.0.1"] }, { "addresses": ["10.180.0.10"] }, { "addresses": ["10.180.0.10"] }
@@ -101,6 +118,7 @@ pub fn events(crowd: u32) -> Vec<Event> {
     let mut slices = vec![
         slice("good", "good", &bad),
         slice("crowded", "crowded", &Value::Array(many)),
+        slice("crowded-udp", "crowded-udp", &some),
         slice("orphan", "nobody", &bad),
         json!({ "metadata": { "namespace": "ns", "name": "strange" }, "addressType": "Carrier pigeon", "ports": null, "endpoints": null }),
         json!({}),
@@ -110,6 +128,7 @@ pub fn events(crowd: u32) -> Vec<Event> {
     {
         slices.push(slice(&format!("s-{name}"), name, &json!([{ "addresses": ["10.180.0.10"] }])));
     }
+    slices[2]["ports"] = udp;
     slices[0]["ports"] = json!([{ "name": "", "port": 8080 }, { "name": "z", "port": 65536 }, { "name": "y", "port": 80, "protocol": "QUIC" }]);
     let all_services: Vec<Service> = services
         .into_iter()

@@ -94,7 +94,8 @@ macro_rules! require_root {
     };
 }
 
-fn ip(arguments: &str) {
+/// Runs `ip` with these words.
+pub fn ip(arguments: &str) {
     let output = Command::new("ip").args(arguments.split(' ')).output().expect("ip runs");
     assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
 }

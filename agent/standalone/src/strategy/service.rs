@@ -13,6 +13,7 @@ use crate::object::{self, at, default, items, items_mut, map_mut, text, text_at}
 use crate::registry::Registry;
 use crate::status::{ApiError, ApiResult, Cause};
 
+const HEALTH_PORT: &str = "healthCheckNodePort";
 const NODE_PORTS: std::ops::RangeInclusive<u16> = 30_000..=32_767;
 
 /// Which service addresses and node ports are taken.
@@ -130,11 +131,17 @@ fn addresses_of(service: &Value) -> Vec<IpAddr> {
     items(&service["spec"], "clusterIPs").iter().filter_map(|a| a.as_str()?.parse().ok()).collect()
 }
 
+/// Of the one range that node ports and health check ports are given from.
 fn ports_of(service: &Value) -> Vec<u16> {
-    items(&service["spec"], "ports")
-        .iter()
-        .filter_map(|p| u16::try_from(p["nodePort"].as_u64()?).ok())
-        .collect()
+    let spec = &service["spec"];
+    let all = items(spec, "ports").iter().map(|p| &p["nodePort"]).chain([&spec[HEALTH_PORT]]);
+    all.filter_map(|p| u16::try_from(p.as_u64()?).ok()).collect()
+}
+
+/// Only here a load balancer has to ask each node whether it has endpoints.
+fn needs_health_port(service: &Value) -> bool {
+    let spec = &service["spec"];
+    text(spec, "type") == "LoadBalancer" && text(spec, "externalTrafficPolicy") == "Local"
 }
 
 fn fill(service: &mut Value) {
@@ -155,6 +162,9 @@ fn fill(service: &mut Value) {
         if port["nodePort"] == 0 {
             object::remove(port, "nodePort");
         }
+    }
+    if spec[HEALTH_PORT] == 0 {
+        object::remove(spec, HEALTH_PORT);
     }
     let outside = matches!(text(spec, "type"), "NodePort" | "LoadBalancer");
     if outside || !items(spec, "externalIPs").is_empty() {
@@ -200,6 +210,16 @@ pub fn update(registry: &Registry, old: &Value, new: &mut Value, causes: &mut Ve
         let shown = &new["spec"]["clusterIPs"];
         causes.push(Cause::invalid("spec.clusterIPs[0]", shown, "may not change once set"));
     }
+    if needs_health_port(old)
+        && needs_health_port(new)
+        && old["spec"][HEALTH_PORT] != new["spec"][HEALTH_PORT]
+    {
+        causes.push(Cause::invalid(
+            "spec.healthCheckNodePort",
+            &new["spec"][HEALTH_PORT],
+            "field is immutable",
+        ));
+    }
     if causes.is_empty() {
         allocate(&registry.allocator, new, Some(old), causes)?;
     }
@@ -218,6 +238,9 @@ fn drop_of_old_type(old: &Value, new: &mut Value) {
         if items(&new["spec"], "externalIPs").is_empty() {
             drop_if_same(old, new, "externalTrafficPolicy");
         }
+    }
+    if needs_health_port(old) && !needs_health_port(new) {
+        drop_if_same(old, new, HEALTH_PORT);
     }
     if text_at(new, &["spec", "type"]) != "LoadBalancer" {
         drop_if_same(old, new, "allocateLoadBalancerNodePorts");
@@ -250,6 +273,9 @@ fn keep_allocated(old: &Value, new: &mut Value) {
     if !matches!(text_at(new, &["spec", "type"]), "NodePort" | "LoadBalancer") {
         return;
     }
+    if needs_health_port(old) && needs_health_port(new) && new["spec"][HEALTH_PORT].is_null() {
+        new["spec"][HEALTH_PORT] = old["spec"][HEALTH_PORT].clone();
+    }
     let before: Vec<Value> = items(&old["spec"], "ports").to_vec();
     for port in items_mut(&mut new["spec"], "ports") {
         let same = before.iter().find(|b| b["port"] == port["port"] && b["protocol"] == port["protocol"]);
@@ -281,6 +307,10 @@ fn check(service: &Value, causes: &mut Vec<Cause>) {
             causes.push(Cause::invalid("spec.clusterIPs[0]", &"None".into(), &detail));
         }
         _ => {}
+    }
+    if !spec[HEALTH_PORT].is_null() && !needs_health_port(service) {
+        let detail = "may only be set when `type` is 'LoadBalancer' and `externalTrafficPolicy` is 'Local'";
+        causes.push(Cause::invalid("spec.healthCheckNodePort", &spec[HEALTH_PORT], detail));
     }
     let mut seen = HashSet::new();
     let mut names = HashSet::new();
@@ -327,38 +357,47 @@ fn allocate(
         return Ok(());
     }
     allocate_addresses(allocator, service, old, causes)?;
-    if kind == "ClusterIP" || service["spec"]["allocateLoadBalancerNodePorts"] == false || !causes.is_empty()
-    {
-        return Ok(());
-    }
     let owned: Vec<u16> = old.map(ports_of).unwrap_or_default();
-    let mut mine: Vec<u16> = ports_of(service);
-    for (i, port) in items_mut(&mut service["spec"], "ports").iter_mut().enumerate() {
-        match port["nodePort"].as_u64() {
-            Some(number) => {
-                let number = u16::try_from(number).unwrap_or(0);
-                let field = format!("spec.ports[{i}].nodePort");
-                if !NODE_PORTS.contains(&number) {
-                    let detail =
-                        "provided port is not in the valid range. The range of valid ports is 30000-32767";
-                    causes.push(Cause::invalid(field, &port["nodePort"], detail));
-                } else if !owned.contains(&number) && !allocator.claim_port(number) {
-                    causes.push(Cause::invalid(
-                        field,
-                        &port["nodePort"],
-                        "provided port is already allocated",
-                    ));
-                }
-            }
-            None => {
-                let number =
-                    allocator.next_port().ok_or_else(|| ApiError::internal("range of node ports is full"))?;
-                mine.push(number);
+    let skipped = kind == "ClusterIP" || service["spec"]["allocateLoadBalancerNodePorts"] == false;
+    if !skipped && causes.is_empty() {
+        for (i, port) in items_mut(&mut service["spec"], "ports").iter_mut().enumerate() {
+            let field = format!("spec.ports[{i}].nodePort");
+            let given = allocate_port(allocator, &port["nodePort"], &owned, (field, causes))?;
+            if let Some(number) = given {
                 port["nodePort"] = number.into();
             }
         }
     }
+    if needs_health_port(service) && causes.is_empty() {
+        let field = "spec.healthCheckNodePort".to_owned();
+        let given = allocate_port(allocator, &service["spec"][HEALTH_PORT], &owned, (field, causes))?;
+        if let Some(number) = given {
+            service["spec"][HEALTH_PORT] = number.into();
+        }
+    }
     Ok(())
+}
+
+/// Takes the port that was asked for, or gives one where none was.
+fn allocate_port(
+    allocator: &Allocator,
+    asked: &Value,
+    owned: &[u16],
+    (field, causes): (String, &mut Vec<Cause>),
+) -> ApiResult<Option<u16>> {
+    let Some(number) = asked.as_u64() else {
+        let number =
+            allocator.next_port().ok_or_else(|| ApiError::internal("range of node ports is full"))?;
+        return Ok(Some(number));
+    };
+    let number = u16::try_from(number).unwrap_or(0);
+    if !NODE_PORTS.contains(&number) {
+        let detail = "provided port is not in the valid range. The range of valid ports is 30000-32767";
+        causes.push(Cause::invalid(field, asked, detail));
+    } else if !owned.contains(&number) && !allocator.claim_port(number) {
+        causes.push(Cause::invalid(field, asked, "provided port is already allocated"));
+    }
+    Ok(None)
 }
 
 fn allocate_addresses(
@@ -489,5 +528,42 @@ mod tests {
         );
         assert_eq!(made(&allocator, &json!({"ports": []})).1, ["spec.ports"]);
         assert_eq!(made(&allocator, &json!({"clusterIP": "None"})).1, Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_local_load_balancer_gets_a_health_check_port_and_keeps_it() {
+        let allocator = Allocator::new(vec!["10.96.0.0/24".parse().unwrap()]);
+        let local = |port: Value| {
+            json!({"type": "LoadBalancer", "externalTrafficPolicy": "Local", "healthCheckNodePort": port,
+                   "allocateLoadBalancerNodePorts": false, "ports": [{"port": 80}]})
+        };
+        let (first, causes) = made(&allocator, &local(0.into()));
+        assert_eq!(causes, Vec::<String>::new());
+        let number = first[HEALTH_PORT].as_u64().unwrap();
+        assert!(NODE_PORTS.contains(&u16::try_from(number).unwrap()), "{number}");
+        assert_eq!(made(&allocator, &local(number.into())).1, ["spec.healthCheckNodePort"], "it is taken");
+        assert_eq!(made(&allocator, &local(80.into())).1, ["spec.healthCheckNodePort"], "out of range");
+        allocator.release(&json!({"spec": first}));
+        assert_eq!(made(&allocator, &local(number.into())).0[HEALTH_PORT], number, "it came back");
+        for spec in [
+            json!({"type": "LoadBalancer", "healthCheckNodePort": 32000, "ports": [{"port": 80}]}),
+            json!({"type": "NodePort", "externalTrafficPolicy": "Local", "healthCheckNodePort": 32000, "ports": [{"port": 80}]}),
+        ] {
+            assert_eq!(made(&allocator, &spec).1, ["spec.healthCheckNodePort"], "{spec}");
+        }
+    }
+
+    #[test]
+    fn a_health_check_port_stays_while_it_is_needed_and_goes_with_the_need() {
+        let old = json!({"spec": {"type": "LoadBalancer", "externalTrafficPolicy": "Local", "healthCheckNodePort": 32000,
+            "ports": [{"port": 80, "nodePort": 30000}]}});
+        let mut same = old.clone();
+        object::remove(&mut same["spec"], HEALTH_PORT);
+        keep_allocated(&old, &mut same);
+        assert_eq!(same, old, "an apply that does not name it changes nothing");
+        let mut cluster = old.clone();
+        cluster["spec"]["externalTrafficPolicy"] = "Cluster".into();
+        drop_of_old_type(&old, &mut cluster);
+        assert_eq!(cluster["spec"][HEALTH_PORT], Value::Null);
     }
 }
