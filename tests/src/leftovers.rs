@@ -27,25 +27,25 @@ pub fn of_pods(node: &Node) -> Vec<String> {
         Err(error) => found.push(format!("links cannot be listed: {error:#}")),
     }
     if let Ok(addresses) =
-        node.run_inside(&["sh", "-c", "cat \"$0\"/run/cni/*/leases 2>/dev/null || true", &base])
+        node.run_inside(&["sh", "-c", "cat \"$0\"/run/cni/networks/*/leases 2>/dev/null || true", &base])
     {
         found.extend(live_leases(&addresses).into_iter().map(|lease| format!("lease {lease}")));
     }
     found
 }
 
-/// Addresses that an `A` line gave out and no later `D` line gave back.
+/// Addresses that an `A` line (`A <set> <address> <container> ...`) gave to a container and no later `D <container> ...` line
+/// gave back.
 fn live_leases(log: &str) -> Vec<String> {
-    let mut live: Vec<String> = vec![];
+    let mut live: Vec<(&str, &str)> = vec![];
     for line in log.lines() {
-        let mut words = line.split_whitespace();
-        match (words.next(), words.next()) {
-            (Some("A"), Some(ip)) => live.push(ip.to_owned()),
-            (Some("D"), Some(ip)) => live.retain(|other| other != ip),
-            (Some(_) | None, _) => {}
+        match line.split_whitespace().collect::<Vec<_>>()[..] {
+            ["A", _, address, container, ..] => live.push((container, address)),
+            ["D", container, ..] => live.retain(|(holder, _)| *holder != container),
+            _ => {}
         }
     }
-    live
+    live.into_iter().map(|(container, address)| format!("{address} of {container}")).collect()
 }
 
 fn list(dir: &Path, what: &str, found: &mut Vec<String>) {

@@ -2,6 +2,7 @@
 //!
 //! - [`node`]: a node with namespaces, directories and a cgroup root of its own; gone when dropped.
 //! - [`client`]: a small API client that speaks from inside a node's network namespace.
+//! - [`crossroads`]: nodes on two links with a router between.
 //! - [`gate`]: stops a transfer in its middle.
 //! - [`image`]: images made of Debian's busybox.
 //! - [`registry`]: a real registry on a node's loopback.
@@ -10,6 +11,7 @@
 //! Never: links the agent, or knows how it is made inside.
 
 pub mod client;
+pub mod crossroads;
 pub mod gate;
 pub mod image;
 pub mod leftovers;

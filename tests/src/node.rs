@@ -22,6 +22,8 @@ pub struct Node {
     dir: tempfile::TempDir,
     cgroup_root: String,
     name: String,
+    /// By which others reach it.
+    address: String,
     /// Keeps the namespaces while no daemon runs.
     holder: Child,
     daemon: Option<Child>,
@@ -39,27 +41,31 @@ impl Node {
 
     /// Namespaces and directories, and nothing running.
     pub fn prepared() -> anyhow::Result<Self> {
-        Self::with_link(OWN_LINK)
+        let mut node = Self::with_link(OWN_LINK)?;
+        node.set_address("192.0.2.2".to_owned());
+        Ok(node)
     }
 
     /// A prepared second node on a link with this one, which has a server.
     pub fn beside(&self) -> anyhow::Result<Self> {
-        let node = Self::with_link("true")?;
+        let mut node = Self::with_link("true")?;
         self.run_inside(&["ip", "link", "set", "uplink1", "netns", &node.holder.id().to_string()])?;
         node.run_inside(&["sh", "-c", SECOND_LINK])?;
+        node.set_address("192.0.2.3".to_owned());
         Ok(node)
     }
 
     /// Writes a kubeconfig with which `node` may join this node's server; its path.
     pub fn kubeconfig_for(&self, node: &Node) -> anyhow::Result<String> {
-        let server = "https://192.0.2.2:6443";
-        let text = self.orlop(&["standalone", "kubeconfig", "--node", node.name(), "--server", server])?;
+        let server = format!("https://{}:6443", self.address);
+        let text = self.orlop(&["standalone", "kubeconfig", "--node", node.name(), "--server", &server])?;
         let path = node.dir().join("etc/kubeconfig");
         fs::write(&path, text)?;
         Ok(path.display().to_string())
     }
 
-    fn with_link(link: &str) -> anyhow::Result<Self> {
+    /// A node whose network namespace is prepared by a script.
+    pub(crate) fn with_link(link: &str) -> anyhow::Result<Self> {
         let dir = tempfile::Builder::new().prefix("orlop-e2e-").tempdir()?;
         let name = format!("node-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let cgroup_root = format!("orlop-test-{name}");
@@ -68,7 +74,7 @@ impl Node {
         }
         fs::write(dir.path().join("etc/config.yaml"), config(dir.path(), &cgroup_root))?;
         let holder = hold_namespaces(&name, link)?;
-        Ok(Self { dir, cgroup_root, name, holder, daemon: None, client: None })
+        Ok(Self { dir, cgroup_root, name, address: String::new(), holder, daemon: None, client: None })
     }
 
     /// Adds lines to the configuration, before the daemon starts.
@@ -86,6 +92,20 @@ impl Node {
     /// The node's name.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// The address by which others reach it.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    pub(crate) fn set_address(&mut self, address: String) {
+        self.address = address;
+    }
+
+    /// The process that holds its namespaces.
+    pub(crate) fn holder(&self) -> u32 {
+        self.holder.id()
     }
 
     /// `cgroupRoot` without the leading slash.
@@ -214,6 +234,13 @@ impl Node {
         Ok(File::open(format!("/proc/{}/ns/net", self.holder.id()))?)
     }
 
+    /// The network namespace of a pod with this UID, as a path.
+    pub fn pod_netns(&self, uid: &str) -> anyhow::Result<String> {
+        let record = self.dir.path().join("run/pods").join(uid).join("supervisor.json");
+        let record: serde_json::Value = serde_json::from_str(&fs::read_to_string(record)?)?;
+        Ok(format!("/proc/{}/ns/net", record["pid"]))
+    }
+
     /// SIGKILL to the daemon, and nothing else.
     pub fn kill_daemon(&mut self) -> anyhow::Result<()> {
         if let Some(mut daemon) = self.daemon.take() {
@@ -241,21 +268,18 @@ impl Node {
 
     /// Runs a program inside the node's namespaces; its standard output.
     pub fn run_inside(&self, command: &[&str]) -> anyhow::Result<String> {
-        let output = self.command().args(command).output()?;
-        let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        ensure!(
-            output.status.success(),
-            "{command:?}: {}\n{text}{}",
-            output.status,
-            String::from_utf8_lossy(&output.stderr)
-        );
-        Ok(text)
+        run_in(self.holder.id(), command)
     }
 
-    /// The last line of a page, fetched from the node's network namespace.
+    /// The last line of the page `/`, fetched from the node's network namespace; empty where nobody answers.
     pub fn fetch(&self, address: &str, port: u16) -> anyhow::Result<String> {
+        self.fetch_page(address, port, "/")
+    }
+
+    /// As [`Self::fetch`], of another page.
+    pub fn fetch_page(&self, address: &str, port: u16, path: &str) -> anyhow::Result<String> {
         let script = format!(
-            "printf 'GET / HTTP/1.0\\r\\n\\r\\n' | /bin/busybox nc -w 5 {address} {port} | tail -n 1"
+            "printf 'GET {path} HTTP/1.0\\r\\n\\r\\n' | /bin/busybox nc -w 5 {address} {port} | tail -n 1"
         );
         self.run_inside(&["sh", "-c", &script])
     }
@@ -299,9 +323,7 @@ impl Node {
 
     /// A program inside the node's namespaces, still without its name.
     pub fn command(&self) -> Command {
-        let mut command = Command::new("nsenter");
-        command.args(["--net", "--mount", "--uts", "-t", &self.holder.id().to_string(), "--"]);
-        command
+        inside(self.holder.id())
     }
 }
 
@@ -319,7 +341,7 @@ impl Drop for Node {
 
 impl Node {
     /// Ends everything in our cgroup root, then removes it.
-    fn end_pods(&self) {
+    pub fn end_pods(&self) {
         let mut bases = vec![Path::new("/sys/fs/cgroup").join(&self.cgroup_root)];
         for entry in fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
             bases.push(entry.path().join(&self.cgroup_root));
@@ -368,8 +390,28 @@ const OWN_LINK: &str = "ip link add uplink0 type veth peer name uplink1 && ip ad
 const SECOND_LINK: &str = "ip addr add 192.0.2.3/24 dev uplink1 && ip link set uplink1 up && \
     ip route add default via 192.0.2.2";
 
+/// A program inside the namespaces of a process, still without its name.
+fn inside(holder: u32) -> Command {
+    let mut command = Command::new("nsenter");
+    command.args(["--net", "--mount", "--uts", "-t", &holder.to_string(), "--"]);
+    command
+}
+
+/// Runs a program inside the namespaces of a process; its standard output.
+pub(crate) fn run_in(holder: u32, command: &[&str]) -> anyhow::Result<String> {
+    let output = inside(holder).args(command).output()?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    ensure!(
+        output.status.success(),
+        "{command:?}: {}\n{text}{}",
+        output.status,
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(text)
+}
+
 /// A process that keeps network, mount and UTS namespaces.
-fn hold_namespaces(name: &str, link: &str) -> anyhow::Result<Child> {
+pub(crate) fn hold_namespaces(name: &str, link: &str) -> anyhow::Result<Child> {
     let script =
         format!("hostname {name} && ip link set lo up && {link} && echo ready && exec sleep infinity");
     let mut child = Command::new("unshare")

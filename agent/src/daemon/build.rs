@@ -17,7 +17,7 @@ use crate::host::container::env::Facts as PodFacts;
 use crate::host::settings::Settings;
 use crate::image::puller::{Puller, RegistryConfig};
 use crate::image::store::Store;
-use crate::network::dns::{NodeDns, Resolver};
+use crate::network::dns::ClusterDns;
 use crate::network::nodes::NodesTask;
 use crate::network::service_env::ServiceVariables;
 use crate::network::{Network, NetworkSettings};
@@ -109,26 +109,12 @@ fn settings(config: &Config, addresses: &[IpAddr]) -> Settings {
         root_dir: config.root_dir.clone(),
         pod_logs_dir: config.pod_logs_dir.clone(),
         container_logs_dir,
-        dns: NodeDns {
-            cluster_dns: config.dns.servers.clone(),
-            cluster_domain: config.dns.domain.clone(),
-            node: node_resolver(config),
-        },
+        dns: ClusterDns { servers: config.dns.servers.clone(), domain: config.dns.domain.clone() },
+        resolv_conf: config.dns.resolv_conf.clone(),
         seccomp_default: config.pods.seccomp_default,
         pids_limit: config.pods.pids_limit,
         log_max_bytes: config.logs.max_bytes,
         log_max_files: config.logs.max_files,
-    }
-}
-
-fn node_resolver(config: &Config) -> Resolver {
-    let Some(file) = &config.dns.resolv_conf else { return Resolver::default() };
-    match fs::read_to_string(file) {
-        Ok(text) => Resolver::parse(&text),
-        Err(error) => {
-            tracing::warn!(file = %file.display(), %error, "pods with dnsPolicy Default get no name servers");
-            Resolver::default()
-        }
     }
 }
 

@@ -22,8 +22,8 @@ use tokio::sync::watch;
 
 use crate::image::puller::Puller;
 use crate::image::store::Store;
-use crate::network::Network;
 use crate::network::service_env::ServiceVariables;
+use crate::network::{Network, Place};
 use crate::pod::action::{Action, ActionError, Done};
 use crate::pod::host::Host;
 use crate::pod::names::PodUid;
@@ -132,11 +132,9 @@ impl NodeHost {
         let live =
             self.supervisors.live(uid).ok_or_else(|| failed("the pod's supervisor is gone".to_owned()))?;
         let dir = self.supervisors.dir(uid);
-        let addresses = self
-            .network
-            .attach(pod, &dir, live.supervisor.pid, &self.settings.dns.cluster_domain)
-            .await
-            .map_err(failed)?;
+        let cgroup = self.cgroups.pod_path(pod.qos_class(), uid.as_str());
+        let place = Place { dir: &dir, supervisor: live.supervisor.pid, cgroup: &cgroup };
+        let addresses = self.network.attach(pod, place, &self.settings.dns.domain).await.map_err(failed)?;
         self.supervisors.set_addresses(uid, Some(addresses));
         Ok(())
     }
@@ -160,7 +158,7 @@ impl Host for NodeHost {
 
     async fn execute(&self, pod: &Arc<Pod>, action: &Action) -> Result<Done, ActionError> {
         match action {
-            Action::CreateSandbox { attempt } => self.create_sandbox(pod, *attempt).await?,
+            Action::CreateSandbox { attempt } => return self.create_sandbox(pod, *attempt).await,
             Action::AttachNetwork => self.attach_network(pod).await?,
             Action::PrepareVolumes => self
                 .volumes

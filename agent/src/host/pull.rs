@@ -21,7 +21,7 @@ impl NodeHost {
                     seconds(took),
                     pulled.size
                 );
-                Ok(Done { detail: Some(detail) })
+                Ok(Done { detail: Some(detail), ..Done::default() })
             }
             Err(error) => {
                 let said = error.to_string();

@@ -15,8 +15,9 @@ use super::NodeHost;
 use super::cgroup::resources::PodLimits;
 use super::files;
 use super::supervisor::connection::CallError;
-use crate::network::{dns, hosts};
-use crate::pod::action::ActionError;
+use crate::network::dns::{self, NodeDns, Resolver};
+use crate::network::hosts;
+use crate::pod::action::{ActionError, Done, Warning};
 use crate::pod::names::PodUid;
 use crate::pod::spec::Pod;
 
@@ -26,31 +27,32 @@ const SHM_BYTES: u64 = 64 << 20;
 const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(10);
 
 impl NodeHost {
-    pub(super) async fn create_sandbox(&self, pod: &Pod, attempt: u32) -> Result<(), ActionError> {
+    pub(super) async fn create_sandbox(&self, pod: &Pod, attempt: u32) -> Result<Done, ActionError> {
         if self.supervisors.live(pod.uid()).is_some() {
-            return Ok(());
+            return Ok(Done::default());
         }
-        let config = self.prepare_sandbox(pod, attempt).map_err(failed)?;
-        self.supervisors.start(pod.uid(), &config).await.map_err(failed)
+        let (config, warnings) = self.prepare_sandbox(pod, attempt).map_err(failed)?;
+        self.supervisors.start(pod.uid(), &config).await.map_err(failed)?;
+        Ok(Done { warnings, ..Done::default() })
     }
 
     /// Everything that has to be there before the supervisor starts.
-    fn prepare_sandbox(&self, pod: &Pod, attempt: u32) -> Result<SandboxConfig, String> {
+    fn prepare_sandbox(&self, pod: &Pod, attempt: u32) -> Result<(SandboxConfig, Vec<Warning>), String> {
         let settings = &self.settings;
         let uid = pod.uid();
-        let names = dns::names(pod, &settings.dns.cluster_domain)?;
+        let names = dns::names(pod, &settings.dns.domain)?;
         let run = settings.run_pod(uid);
         for dir in [run.join("containers"), run.join("etc"), settings.root_pod(uid), settings.pod_logs(pod)] {
             make_dir(&dir).map_err(|error| error.to_string())?;
         }
         files::write_json(&settings.snapshot(uid), pod).map_err(|error| error.to_string())?;
-        self.write_etc(pod, &names).map_err(|error| error.to_string())?;
+        let warnings = self.write_etc(pod, &names).map_err(|error| error.to_string())?;
         let cgroup = self.cgroups.pod_path(pod.qos_class(), uid.as_str());
         self.cgroups.create_pod(&cgroup, &self.limits(pod)).map_err(|error| error.to_string())?;
         let cgroup_procs = self.cgroups.supervisor_procs(&cgroup).map_err(|error| error.to_string())?;
         let tmpfs =
             self.volumes.tmpfs(pod, settings.facts.allocatable_memory).map_err(|error| error.to_string())?;
-        Ok(SandboxConfig {
+        let config = SandboxConfig {
             uid: uid.to_string(),
             namespace: pod.namespace().to_owned(),
             name: pod.name().to_owned(),
@@ -66,7 +68,8 @@ impl NodeHost {
             state_dir: run.join("libcontainer"),
             log_max_bytes: settings.log_max_bytes,
             log_max_files: settings.log_max_files,
-        })
+        };
+        Ok((config, warnings))
     }
 
     fn limits(&self, pod: &Pod) -> PodLimits {
@@ -80,22 +83,35 @@ impl NodeHost {
     }
 
     /// `hostname` and `resolv.conf`; `hosts` too for a pod on the node's network, others get it with their address.
-    fn write_etc(&self, pod: &Pod, names: &dns::PodNames) -> io::Result<()> {
+    fn write_etc(&self, pod: &Pod, names: &dns::PodNames) -> io::Result<Vec<Warning>> {
         let etc = self.settings.run_pod(pod.uid()).join("etc");
-        let hostname = if pod.spec.host_network {
-            nix::unistd::gethostname()?.to_string_lossy().into_owned()
-        } else {
-            names.hostname.clone()
-        };
+        let hostname = hostname(pod, names.clone())?;
         files::write_atomic(&etc.join("hostname"), format!("{hostname}\n").as_bytes(), 0o644)?;
-        let (resolver, _) = dns::resolver(pod, &self.settings.dns);
+        let (node, unreadable) = self.node_dns();
+        let (resolver, mut warnings) = dns::resolver(pod, &node);
+        warnings.extend(unreadable);
         files::write_atomic(&etc.join("resolv.conf"), resolver.render().as_bytes(), 0o644)?;
         if pod.spec.host_network {
             let node = fs::read_to_string("/etc/hosts").unwrap_or_default();
             let text = hosts::of_node(&node, &pod.spec.host_aliases);
             files::write_atomic(&etc.join("hosts"), text.as_bytes(), 0o644)?;
         }
-        Ok(())
+        Ok(warnings)
+    }
+
+    /// With the node's `resolv.conf` as it is now: it changes with the networks the machine is on.
+    fn node_dns(&self) -> (NodeDns, Option<Warning>) {
+        let (node, unreadable) = match &self.settings.resolv_conf {
+            None => (Resolver::default(), None),
+            Some(file) => match fs::read_to_string(file) {
+                Ok(text) => (Resolver::parse(&text), None),
+                Err(error) => {
+                    let message = format!("the pod gets nothing of the node's {}: {error}", file.display());
+                    (Resolver::default(), Some(Warning { reason: dns::FORMING, message }))
+                }
+            },
+        };
+        (NodeDns { cluster: self.settings.dns.clone(), node }, unreadable)
     }
 
     pub(super) async fn remove_sandbox(&self, pod: &Pod) -> Result<(), ActionError> {
@@ -168,6 +184,15 @@ impl NodeHost {
             || settings.root_pod(uid).exists()
             || settings.pod_logs(pod).exists()
             || self.cgroups.exists(&self.cgroups.pod_path(pod.qos_class(), uid.as_str()))
+    }
+}
+
+/// What `hostname` prints in the pod: on the node's network it is the node's.
+pub(super) fn hostname(pod: &Pod, names: dns::PodNames) -> io::Result<String> {
+    if pod.spec.host_network {
+        Ok(nix::unistd::gethostname()?.to_string_lossy().into_owned())
+    } else {
+        Ok(names.hostname)
     }
 }
 

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use crate::host::container::env::Facts;
-use crate::network::dns::NodeDns;
+use crate::network::dns::ClusterDns;
 use crate::pod::names::PodUid;
 use crate::pod::spec::Pod;
 
@@ -22,8 +22,10 @@ pub struct Settings {
     pub pod_logs_dir: PathBuf,
     /// Where the links `<pod>_<namespace>_<container>-<id>.log` go, for log collectors.
     pub container_logs_dir: PathBuf,
-    /// Name servers and domain of the cluster and the node.
-    pub dns: NodeDns,
+    /// Name servers and domain of the cluster.
+    pub dns: ClusterDns,
+    /// `resolvConf`: the node's own, which pods may inherit.
+    pub resolv_conf: Option<PathBuf>,
     /// `seccompDefault`.
     pub seccomp_default: bool,
     /// `podPidsLimit`.

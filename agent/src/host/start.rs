@@ -22,6 +22,7 @@ use super::container::mounts::{self, PodFiles};
 use super::container::user::{self, Accounts};
 use super::container::{self, Inputs, devices, privileges};
 use super::files;
+use super::sandbox::hostname;
 use super::supervisor::LiveSandbox;
 use crate::image::store::Image;
 use crate::network::dns;
@@ -132,7 +133,8 @@ impl NodeHost {
         let volumes = self.volumes.binds(pod, container).map_err(misconfigured)?;
         let mounts =
             mounts::all(pod, container, &files, &volumes).map_err(|error| broken(error.to_string()))?;
-        let names = dns::names(pod, &settings.dns.cluster_domain).map_err(misconfigured)?;
+        let names = dns::names(pod, &settings.dns.domain).map_err(misconfigured)?;
+        let hostname = hostname(pod, names).map_err(|error| broken(error.to_string()))?;
         let cgroup = self.cgroups.pod_path(pod.qos_class(), pod.uid().as_str());
         let spec = container::spec(&Inputs {
             pod,
@@ -144,7 +146,7 @@ impl NodeHost {
             cgroup: cgroup.join(format!("{}-{}", id.name, id.attempt)),
             rootfs: dir.rootfs(&id),
             devices: if container.security_context.privileged { devices::of_node() } else { vec![] },
-            hostname: &names.hostname,
+            hostname: &hostname,
             pids_limit: None,
         })
         .map_err(|error| misconfigured(error.to_string()))?;

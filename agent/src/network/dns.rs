@@ -4,7 +4,11 @@
 
 use std::net::IpAddr;
 
+use crate::pod::action::Warning;
 use crate::pod::spec::{DnsPolicy, Pod};
+
+/// Kubelet's reason for what had to be left out of a `resolv.conf`.
+pub const FORMING: &str = "DNSConfigForming";
 
 /// At most this many name servers work in glibc.
 const MAX_NAMESERVERS: usize = 3;
@@ -17,13 +21,20 @@ const MAX_HOSTNAME: usize = 63;
 /// The longest FQDN that fits the kernel's hostname field.
 const MAX_FQDN: usize = 64;
 
+/// What the cluster contributes.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ClusterDns {
+    /// `clusterDNS`.
+    pub servers: Vec<IpAddr>,
+    /// `clusterDomain`.
+    pub domain: String,
+}
+
 /// What the node contributes.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct NodeDns {
-    /// `clusterDNS`.
-    pub cluster_dns: Vec<IpAddr>,
-    /// `clusterDomain`.
-    pub cluster_domain: String,
+    /// The cluster's part.
+    pub cluster: ClusterDns,
     /// The node's own `resolv.conf` (`resolvConf`).
     pub node: Resolver,
 }
@@ -77,17 +88,25 @@ fn trim_dot(domain: &str) -> &str {
     if domain == "." { domain } else { domain.trim_end_matches('.') }
 }
 
-/// A pod's resolver, and what had to be cut off: one sentence for each event.
-pub fn resolver(pod: &Pod, node: &NodeDns) -> (Resolver, Vec<String>) {
+/// A pod's resolver, and what is otherwise than asked for.
+pub fn resolver(pod: &Pod, node: &NodeDns) -> (Resolver, Vec<Warning>) {
     let policy = match (pod.spec.dns_policy, pod.spec.host_network) {
         (DnsPolicy::ClusterFirst, true) => DnsPolicy::Default,
         (policy, _) => policy,
     };
+    let mut warnings = vec![];
     let mut resolver = match policy {
         DnsPolicy::None => Resolver::default(),
         DnsPolicy::Default => node.node.clone(),
         // Without a cluster DNS kubelet falls back to the node's.
-        DnsPolicy::ClusterFirst | DnsPolicy::ClusterFirstWithHostNet if node.cluster_dns.is_empty() => {
+        DnsPolicy::ClusterFirst | DnsPolicy::ClusterFirstWithHostNet if node.cluster.servers.is_empty() => {
+            warnings.push(Warning {
+                reason: "MissingClusterDNS",
+                message: format!(
+                    "pod: \"{pod}\". The node does not have clusterDNS configured and cannot create Pod using \
+                     \"{policy:?}\" policy. Falling back to \"Default\" policy."
+                ),
+            });
             node.node.clone()
         }
         DnsPolicy::ClusterFirst | DnsPolicy::ClusterFirstWithHostNet => cluster_resolver(pod, node),
@@ -103,19 +122,20 @@ pub fn resolver(pod: &Pod, node: &NodeDns) -> (Resolver, Vec<String>) {
             None => option.name.clone(),
         });
     }
-    let cut = limit(&mut resolver);
-    (resolver, cut)
+    let cut = limit(&mut resolver).into_iter();
+    warnings.extend(cut.map(|message| Warning { reason: FORMING, message }));
+    (resolver, warnings)
 }
 
 fn cluster_resolver(pod: &Pod, node: &NodeDns) -> Resolver {
-    let domain = &node.cluster_domain;
+    let domain = &node.cluster.domain;
     let mut searches = vec![];
     if !domain.is_empty() {
         searches = vec![format!("{}.svc.{domain}", pod.namespace()), format!("svc.{domain}"), domain.clone()];
     }
     append_new(&mut searches, node.node.searches.iter().cloned());
     Resolver {
-        nameservers: node.cluster_dns.iter().map(IpAddr::to_string).collect(),
+        nameservers: node.cluster.servers.iter().map(IpAddr::to_string).collect(),
         searches,
         options: vec!["ndots:5".to_owned()],
     }
@@ -208,8 +228,10 @@ mod tests {
 
     fn node() -> NodeDns {
         NodeDns {
-            cluster_dns: vec!["10.96.0.10".parse().expect("address")],
-            cluster_domain: "cluster.local".into(),
+            cluster: ClusterDns {
+                servers: vec!["10.96.0.10".parse().expect("address")],
+                domain: "cluster.local".into(),
+            },
             node: Resolver::parse("# comment\nnameserver 9.9.9.9\nsearch example.org.\noptions edns0\n"),
         }
     }
@@ -263,6 +285,16 @@ mod tests {
         assert_eq!(resolver.nameservers.len(), 3);
         assert_eq!(resolver.searches.len(), 32);
         assert_eq!(cut.len(), 2);
+        assert!(cut.iter().all(|warning| warning.reason == "DNSConfigForming"), "{cut:?}");
+        assert!(cut[0].message.ends_with("line is: 10.96.0.10 1.0.0.1 1.0.0.2"), "{cut:?}");
+    }
+
+    #[test]
+    fn a_cluster_without_a_name_server_leaves_the_nodes_and_says_so() {
+        let node = NodeDns { cluster: ClusterDns::default(), ..node() };
+        let (resolver, warnings) = resolver(&pod(), &node);
+        assert_eq!(resolver, node.node);
+        assert_eq!(warnings[0].reason, "MissingClusterDNS");
     }
 
     #[test]

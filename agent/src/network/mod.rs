@@ -3,6 +3,7 @@
 //! Owns: which network configuration is in force, `network.json` and `etc/hosts` of each sandbox. Never: speaks netlink or
 //! CNI itself (the crate `orlop-cni` does), or blocks the runtime's threads (its calls run on threads of their own).
 
+pub mod bandwidth;
 pub mod dns;
 pub mod hosts;
 pub mod nodes;
@@ -17,7 +18,9 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use orlop_cni::plugin::KIND;
-use orlop_cni::runtime::{Attachment, ConfWatch, DefaultNetwork, PortMapping, Runtime, RuntimeConfig};
+use orlop_cni::runtime::{
+    Attachment, ConfWatch, DefaultNetwork, DnsServers, PortMapping, Runtime, RuntimeConfig,
+};
 use orlop_sandbox::protocol::SandboxDir;
 use serde::{Deserialize, Serialize};
 use tokio::net::unix::pipe;
@@ -51,6 +54,17 @@ pub struct Network {
     runtime: Arc<Runtime>,
     /// Rises by one when the configuration in force may have changed.
     reloads: watch::Sender<u64>,
+}
+
+/// Where a pod lives on this node, as far as its network asks.
+#[derive(Debug, Clone, Copy)]
+pub struct Place<'a> {
+    /// Its run directory.
+    pub dir: &'a SandboxDir,
+    /// The process that holds its network namespace.
+    pub supervisor: i32,
+    /// Its cgroup, below the mount of the hierarchy.
+    pub cgroup: &'a Path,
 }
 
 /// What the network gave a pod; `network.json` in its run directory.
@@ -162,14 +176,18 @@ impl Network {
     pub async fn attach(
         &self,
         pod: &Pod,
-        dir: &SandboxDir,
-        supervisor: i32,
+        place: Place<'_>,
         cluster_domain: &str,
     ) -> Result<Vec<IpAddr>, String> {
+        let dir = place.dir;
         let addresses = match AttachedNetwork::read(dir) {
             Some(network) => network.addresses,
             None => {
-                let attachment = attachment(pod, Some(supervisor));
+                let mut attachment = attachment(pod, Some(place.supervisor));
+                let capabilities = &mut attachment.capabilities;
+                capabilities.bandwidth = bandwidth::of(&pod.metadata.annotations)?;
+                capabilities.dns = resolver_of(dir);
+                capabilities.cgroup_path = place.cgroup.display().to_string();
                 let attached = self.call(move |runtime| runtime.add(&attachment)).await?;
                 if attached.ips.is_empty() {
                     return Err(format!("network {:?} gave the pod no address", attached.network));
@@ -250,15 +268,21 @@ fn runtime(settings: &NetworkSettings, cidrs: &[IpNet]) -> Runtime {
     runtime
 }
 
+/// What the pod's `resolv.conf` says, for plugins that ask.
+fn resolver_of(dir: &SandboxDir) -> Option<DnsServers> {
+    let text = std::fs::read_to_string(dir.0.join("etc/resolv.conf")).ok()?;
+    let dns::Resolver { nameservers, searches, options } = dns::Resolver::parse(&text);
+    Some(DnsServers { servers: nameservers, searches, options })
+}
+
 /// The pod's UID is the container id: one attachment for each pod, whatever the number of its sandboxes.
 fn attachment(pod: &Pod, supervisor: Option<i32>) -> Attachment {
     let netns =
         supervisor.map(|pid| Path::new("/proc").join(pid.to_string()).join("ns/net")).unwrap_or_default();
     let uid = pod.uid().as_str();
     let mut attachment = Attachment::of_pod(uid, netns, pod.namespace(), pod.name(), uid);
-    let ports =
-        pod.containers().flat_map(|(_, container)| &container.ports).filter(|port| port.host_port != 0);
-    attachment.capabilities.port_mappings = ports
+    attachment.capabilities.port_mappings = pod
+        .host_ports()
         .map(|port| PortMapping {
             host_port: port.host_port,
             container_port: port.container_port,

@@ -147,4 +147,15 @@ pub struct ActionError {
 pub struct Done {
     /// For the message of `Pulled`: `in 1.2s (1.2s including waiting). Image size: 2046 bytes.` and the like.
     pub detail: Option<String>,
+    /// What the pod got otherwise than it asked for; an event each.
+    pub warnings: Vec<Warning>,
+}
+
+/// Something a user should know although the action succeeded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Warning {
+    /// The event's reason, in kubelet's word.
+    pub reason: &'static str,
+    /// A sentence.
+    pub message: String,
 }

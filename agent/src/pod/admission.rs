@@ -117,16 +117,8 @@ impl HostPort {
     }
 }
 
-/// The host ports of regular containers and sidecars.
 fn host_ports(pod: &Pod) -> impl Iterator<Item = HostPort> {
-    let sidecars = pod.spec.init_containers.iter().filter(|c| c.is_sidecar());
-    pod.spec
-        .containers
-        .iter()
-        .chain(sidecars)
-        .flat_map(|c| &c.ports)
-        .filter(|p| p.host_port != 0)
-        .map(|p| HostPort { ip: p.host_ip, protocol: p.protocol, port: p.host_port })
+    pod.host_ports().map(|p| HostPort { ip: p.host_ip, protocol: p.protocol, port: p.host_port })
 }
 
 #[cfg(test)]

@@ -63,8 +63,11 @@ fn succeeded(pod: &Pod, action: &Action, done: &Done) -> Vec<PodEvent> {
             event(false, "Created", Some(&id.name), "Container created".to_owned()),
             event(false, "Started", Some(&id.name), "Container started".to_owned()),
         ],
-        Action::CreateSandbox { .. }
-        | Action::AttachNetwork
+        Action::CreateSandbox { .. } => {
+            let warnings = done.warnings.iter();
+            warnings.map(|warning| event(true, warning.reason, None, warning.message.clone())).collect()
+        }
+        Action::AttachNetwork
         | Action::PrepareVolumes
         | Action::StopContainer { .. }
         | Action::KillContainer { .. }

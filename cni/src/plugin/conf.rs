@@ -188,7 +188,23 @@ struct RuntimeConfig {
     mac: String,
     ips: Vec<String>,
     ip_ranges: Vec<RangeSet>,
-    dns: Option<Dns>,
+    dns: Option<RuntimeDns>,
+}
+
+/// The `dns` capability, which has other names for what `dns` of a configuration says.
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct RuntimeDns {
+    servers: Vec<String>,
+    searches: Vec<String>,
+    options: Vec<String>,
+}
+
+impl From<RuntimeDns> for Dns {
+    fn from(dns: RuntimeDns) -> Self {
+        let RuntimeDns { servers, searches, options } = dns;
+        Self { nameservers: servers, search: searches, options, ..Self::default() }
+    }
 }
 
 #[derive(Deserialize)]
@@ -252,7 +268,7 @@ impl Conf {
             mac: read_mac(&raw, request)?,
             requested: read_requested(&raw, request)?,
             ipam: read_ipam(raw.ipam.take(), &raw.runtime_config.ip_ranges)?,
-            dns: raw.runtime_config.dns.unwrap_or(raw.dns),
+            dns: raw.runtime_config.dns.map_or(raw.dns, Dns::from),
             maps_ports: raw.capabilities.port_mappings || !ports.is_empty(),
             ports,
             bandwidth: bandwidth.unwrap_or_default(),

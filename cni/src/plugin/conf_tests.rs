@@ -118,3 +118,20 @@ fn resolv_conf_becomes_dns() {
         ("a,b".into(), "ndots:5".into(), "d".into())
     );
 }
+
+#[test]
+fn the_dns_capability_goes_before_the_configuration() {
+    let conf = read(with(json!({
+        "dns": {"nameservers": ["10.0.0.1"]},
+        "runtimeConfig": {"dns": {"servers": ["10.0.0.2"], "searches": ["a.b"], "options": ["ndots:5"]}},
+    })));
+    let dns = conf.unwrap().dns;
+    assert_eq!(
+        (dns.nameservers[0].as_str(), dns.search[0].as_str(), dns.options.len()),
+        ("10.0.0.2", "a.b", 1)
+    );
+    assert_eq!(
+        read(with(json!({"dns": {"nameservers": ["10.0.0.1"]}}))).unwrap().dns.nameservers,
+        ["10.0.0.1"]
+    );
+}

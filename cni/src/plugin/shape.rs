@@ -10,6 +10,10 @@ use crate::store::Owner;
 use super::conf::Conf;
 use super::names;
 
+/// The largest packet a link hands over at once (segmentation offload), in bits: a bucket that holds less lets nothing big
+/// through, however long it waits.
+const LARGEST_PACKET: u64 = 64 * 1024 * 8;
+
 /// How long data may wait in a bucket's queue, milliseconds; the reference plugin's value.
 const LATENCY_MS: u64 = 25;
 
@@ -45,8 +49,8 @@ fn bucket(direction: &str, rate: u64, burst: u64) -> Result<Option<Bucket>, CniE
             "bandwidth: {direction}Rate {rate} is less than a byte per second"
         )));
     }
-    // Without a burst a second's worth is allowed, as with the default of Kubernetes' annotations.
-    let burst = if burst == 0 { rate } else { burst };
+    // Without a burst a second's worth is allowed.
+    let burst = if burst == 0 { rate.max(LARGEST_PACKET) } else { burst };
     let bytes = u32::try_from(burst / 8).unwrap_or(u32::MAX);
     let rate = rate / 8;
     let waiting = rate.saturating_mul(LATENCY_MS) / 1000 + u64::from(bytes);
@@ -63,6 +67,7 @@ mod tests {
         assert_eq!(b, Bucket { rate: 1_000_000, burst: 100_000, limit: 125_000 });
         assert_eq!(bucket("egress", 0, 0).unwrap(), None);
         assert!(bucket("egress", 7, 1).unwrap_err().msg.contains("egressRate 7"));
+        assert_eq!(bucket("egress", 8_000, 0).unwrap().unwrap().burst, 65_536);
         let huge = bucket("egress", 100_000_000_000, 0).unwrap().unwrap();
         assert_eq!((huge.rate, huge.limit), (12_500_000_000, u32::MAX));
     }

@@ -45,6 +45,9 @@ pub struct Capabilities {
     /// Addresses the container should get.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub ips: Vec<IpAddr>,
+    /// The container's name servers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dns: Option<DnsServers>,
     /// Path of the pod's cgroup.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub cgroup_path: String,
@@ -80,6 +83,21 @@ pub struct Bandwidth {
     pub egress_rate: u64,
     /// What it may send at once.
     pub egress_burst: u64,
+}
+
+/// The name servers a container is to use. Spelled otherwise than those of a result.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct DnsServers {
+    /// Their addresses.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub servers: Vec<String>,
+    /// The search list.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub searches: Vec<String>,
+    /// Resolver options.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub options: Vec<String>,
 }
 
 impl Attachment {

@@ -26,7 +26,7 @@ use crate::netns::Netns;
 use crate::plugin::{KIND, Plugin, STATE_DIR, Verb};
 use crate::spec::{CniError, NetworkList, NetworkResult};
 
-pub use attachment::{Attached, Attachment, Bandwidth, Capabilities, PortMapping};
+pub use attachment::{Attached, Attachment, Bandwidth, Capabilities, DnsServers, PortMapping};
 use cache::{Cache, Record};
 use call::Call;
 pub use conf_dir::{LoadError, load_directory};

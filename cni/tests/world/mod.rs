@@ -39,13 +39,18 @@ pub struct Ns {
 
 impl Ns {
     pub fn new() -> Self {
+        let ns = Self::bare();
+        ns.run(|| Channel::route().unwrap().set_up(1).unwrap());
+        ns
+    }
+
+    /// As the kernel makes it: the loopback interface is down.
+    pub fn bare() -> Self {
         let fd = thread::spawn(|| {
             unshare(CloneFlags::CLONE_NEWNET).unwrap();
             OwnedFd::from(File::open("/proc/thread-self/ns/net").unwrap())
         });
-        let ns = Self { fd: fd.join().unwrap() };
-        ns.run(|| Channel::route().unwrap().set_up(1).unwrap());
-        ns
+        Self { fd: fd.join().unwrap() }
     }
 
     /// A path by which any process finds the namespace.

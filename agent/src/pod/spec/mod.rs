@@ -381,6 +381,12 @@ impl Pod {
             .chain(spec.ephemeral_containers.iter().map(tag(ContainerKind::Ephemeral)))
     }
 
+    /// Ports of the node that the pod asks for: those of regular containers and of sidecars, whose processes stay.
+    pub fn host_ports(&self) -> impl Iterator<Item = &ContainerPort> {
+        let sidecars = self.spec.init_containers.iter().filter(|c| c.is_sidecar());
+        self.spec.containers.iter().chain(sidecars).flat_map(|c| &c.ports).filter(|p| p.host_port != 0)
+    }
+
     /// One container by its name.
     pub fn container(&self, name: &ContainerName) -> Option<(ContainerKind, &Container)> {
         self.containers().find(|(_, c)| c.name == *name)

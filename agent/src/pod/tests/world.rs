@@ -122,7 +122,7 @@ impl World {
             }
             Action::DeleteObject => assert!(self.is_empty(), "something is left: {:?}", self.observed),
         }
-        Ok(Done { detail: None })
+        Ok(Done::default())
     }
 
     /// What the action is about has gone since it was planned.
