@@ -1,7 +1,7 @@
 //! The file that kubelet calls KubeletConfiguration, by its own field names.
 //!
-//! Owns: the fields this node obeys, and the names of those it does not obey but should say so. Never: applies
-//! defaults (that is `Config`), reads other files.
+//! Owns: the types of the fields this node obeys, and errors that name the line. Never: applies defaults (that is `Config`),
+//! says what is not obeyed (that is `fields` and `document`), reads other files.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -12,44 +12,16 @@ use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
 use super::ConfigError;
+use super::document::notices;
 use super::duration::GoDuration;
 use super::labels::Taint;
 use super::threshold::Threshold;
 use crate::pod::quantity::Quantity;
 
-const API_VERSION: &str = "kubelet.config.k8s.io/v1beta1";
-const KIND: &str = "KubeletConfiguration";
-
-/// Fields that steer what this node does in another way or not at all, by design: nothing is lost by not obeying them.
-const POINTLESS: &[&str] = &[
-    "configMapAndSecretChangeDetectionStrategy",
-    "containerLogMaxWorkers",
-    "containerLogMonitorInterval",
-    "containerRuntimeEndpoint",
-    "contentType",
-    "cpuManagerReconcilePeriod",
-    "enableControllerAttachDetach",
-    "enableDebuggingHandlers",
-    "eventBurst",
-    "eventRecordQPS",
-    "fileCheckFrequency",
-    "hairpinMode",
-    "httpCheckFrequency",
-    "imageServiceEndpoint",
-    "iptablesDropBit",
-    "iptablesMasqueradeBit",
-    "kubeAPIBurst",
-    "kubeAPIQPS",
-    "kubeletCgroups",
-    "makeIPTablesUtilChains",
-    "nodeStatusUpdateFrequency",
-    "oomScoreAdj",
-    "registryBurst",
-    "registryPullQPS",
-    "syncFrequency",
-    "volumePluginDir",
-    "volumeStatsAggPeriod",
-];
+/// `apiVersion` of the file.
+pub const API_VERSION: &str = "kubelet.config.k8s.io/v1beta1";
+/// `kind` of the file.
+pub const KIND: &str = "KubeletConfiguration";
 
 /// The fields this node obeys.
 #[derive(Debug, Default, Deserialize)]
@@ -79,7 +51,8 @@ pub struct KubeletConfiguration {
     pub pods_per_core: Option<u32>,
     pub pod_pids_limit: Option<i64>,
     pub cgroup_root: String,
-    pub cgroup_driver: CgroupDriver,
+    #[serde(deserialize_with = "driver")]
+    pub cgroup_driver: Option<CgroupDriver>,
     #[serde(rename = "cgroupsPerQOS")]
     pub cgroups_per_qos: Option<bool>,
     pub fail_cgroup_v1: Option<bool>,
@@ -116,6 +89,18 @@ pub struct KubeletConfiguration {
     pub allowed_unsafe_sysctls: Vec<String>,
     pub seccomp_default: Option<bool>,
     pub runtime_request_timeout: GoDuration,
+    pub protect_kernel_defaults: Option<bool>,
+    pub tls_cipher_suites: Vec<String>,
+    pub tls_min_version: String,
+    pub logging: Logging,
+}
+
+/// `logging`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+#[expect(missing_docs, reason = "the fields are Kubernetes' own and documented there")]
+pub struct Logging {
+    pub verbosity: u8,
 }
 
 /// `authentication`.
@@ -195,29 +180,26 @@ pub struct CrashLoopBackOff {
 }
 
 /// `cgroupDriver`.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CgroupDriver {
     /// Directories under the root.
-    #[default]
-    #[serde(alias = "")]
     Cgroupfs,
-    /// Slices and scopes named as systemd names them.
+    /// Below the unit that systemd has delegated for pods.
     Systemd,
 }
 
 /// Reads the text of a file. Beside the fields comes the list of those that the file sets and this node does not obey.
 pub fn parse(text: &str, file: &Path) -> Result<(KubeletConfiguration, Vec<String>), ConfigError> {
-    let malformed = |error: serde_saphyr::Error| malformed(text, file, &error);
-    let whole: Value = serde_saphyr::from_str(text).map_err(malformed)?;
+    let whole = untyped(text, file)?;
+    let config = serde_saphyr::from_str(text).map_err(|error| malformed(text, file, &error))?;
+    Ok((config, notices(&whole).into_iter().map(|notice| notice.field).collect()))
+}
+
+/// Reads the text of a file without asking what its fields are.
+pub fn untyped(text: &str, file: &Path) -> Result<Value, ConfigError> {
+    let whole = serde_saphyr::from_str(text).map_err(|error| malformed(text, file, &error))?;
     check_kind(&whole, file)?;
-    let mut ignored = Vec::new();
-    let config = serde_saphyr::with_deserializer_from_str(text, |deserializer| {
-        serde_ignored::deserialize(deserializer, |path| ignored.push(path.to_string()))
-    })
-    .map_err(malformed)?;
-    ignored.retain(|path| is_lost(path, &whole));
-    Ok((config, ignored))
+    Ok(whole)
 }
 
 fn check_kind(whole: &Value, file: &Path) -> Result<(), ConfigError> {
@@ -247,27 +229,13 @@ fn malformed(text: &str, file: &Path, error: &serde_saphyr::Error) -> ConfigErro
     ConfigError::Malformed { file: file.to_owned(), line, field: field.unwrap_or_default(), reason }
 }
 
-/// Whether a field that is not obeyed would change something: zero values and fields without a point do not.
-fn is_lost(path: &str, whole: &Value) -> bool {
-    let parts: Vec<&str> = path.split('.').filter(|part| *part != "?").collect();
-    if parts.first().is_some_and(|first| POINTLESS.contains(first)) {
-        return false;
-    }
-    let value = parts.iter().try_fold(whole, |value, part| match value {
-        Value::Array(list) => list.get(part.parse::<usize>().ok()?),
-        other => other.get(part),
-    });
-    !value.is_some_and(is_zero)
-}
-
-fn is_zero(value: &Value) -> bool {
-    match value {
-        Value::Null | Value::Bool(false) => true,
-        Value::Bool(true) => false,
-        Value::Number(number) => number.as_f64() == Some(0.0),
-        Value::String(text) => matches!(text.as_str(), "" | "0" | "0s"),
-        Value::Array(list) => list.is_empty(),
-        Value::Object(map) => map.values().all(is_zero),
+/// `cgroupDriver`: empty is "not set".
+fn driver<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<CgroupDriver>, D::Error> {
+    match Option::<String>::deserialize(deserializer)?.as_deref() {
+        None | Some("") => Ok(None),
+        Some("cgroupfs") => Ok(Some(CgroupDriver::Cgroupfs)),
+        Some("systemd") => Ok(Some(CgroupDriver::Systemd)),
+        Some(other) => Err(serde::de::Error::custom(format!("`{other}` is neither systemd nor cgroupfs"))),
     }
 }
 
