@@ -4,6 +4,7 @@
 mod check;
 mod config;
 mod exec;
+pub mod manual;
 mod proxy;
 mod ps;
 mod standalone;
