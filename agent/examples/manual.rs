@@ -20,6 +20,12 @@ fn main() -> io::Result<()> {
     };
     let man = dir.join("man");
     fs::create_dir_all(&man)?;
+    // Pages of commands that are no more.
+    for old in fs::read_dir(&man)?.flatten().map(|entry| entry.path()) {
+        if old.extension().is_some_and(|end| end == "8") {
+            fs::remove_file(old)?;
+        }
+    }
     let mut whole =
         command().disable_help_subcommand(true).mut_subcommands(|inner| inner.disable_help_subcommand(true));
     whole.build();

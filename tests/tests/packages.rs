@@ -48,6 +48,10 @@ fn build(dir: &Path, formats: &str) -> anyhow::Result<PathBuf> {
     let out = dir.join("out");
     let mut command = Command::new(top().join("systemd/package"));
     command.args(["--check", "--binary", "/bin/true", "--formats", formats]).arg("--out").arg(&out);
+    // The test runner has made the manual already; without it the script makes its own.
+    if let Some(manual) = std::env::var_os("ORLOP_MANUAL") {
+        command.arg("--manual").arg(manual);
+    }
     run(&mut command)?;
     Ok(out)
 }
