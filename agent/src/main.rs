@@ -1,4 +1,5 @@
-//! One file, several programs: the daemon and its commands, the supervisor of a pod, the CNI plugin.
+//! One file, several programs: the daemon and its commands, the supervisor of a pod, the holder of the
+//! pods' cgroup, the CNI plugin.
 //!
 //! Owns: which of them this process is. Never: does any of their work.
 //!
@@ -16,8 +17,10 @@ fn main() -> ExitCode {
     if name == OsStr::new("orlop-cni") {
         return orlop_cni::plugin::main();
     }
-    if std::env::args_os().nth(1).as_deref() == Some(OsStr::new("sandbox")) {
-        return orlop_sandbox::main(args.skip(1));
+    let first = std::env::args_os().nth(1).unwrap_or_default();
+    match first.to_str() {
+        Some("sandbox") => orlop_sandbox::main(args.skip(1)),
+        Some("hold-pods") => orlop_sandbox::holder::main(args.skip(1)),
+        _ => orlop::cli::main(),
     }
-    orlop::cli::main()
 }

@@ -211,25 +211,30 @@ fn below(mount: &Path, path: &Path) -> PathBuf {
     mount.join(ordinary.collect::<PathBuf>())
 }
 
-fn children(directory: &Path) -> impl Iterator<Item = PathBuf> {
+/// The child cgroups of a directory.
+pub fn children(directory: &Path) -> impl Iterator<Item = PathBuf> {
     let entries = fs::read_dir(directory).into_iter().flatten().flatten();
     entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path())
 }
 
 /// The processes in a cgroup directory and below.
 pub fn processes(directory: &Path) -> Vec<Pid> {
-    let text = fs::read_to_string(directory.join("cgroup.procs")).unwrap_or_default();
-    let mut all: Vec<Pid> = text
-        .lines()
-        .filter_map(|line| line.parse().ok())
-        // 0 stands for a process outside our pid namespace; to `kill` it would mean our own group.
-        .filter(|pid: &i32| *pid > 0)
-        .map(Pid::from_raw)
-        .collect();
+    let mut all = members(directory);
     for child in children(directory) {
         all.extend(processes(&child));
     }
     all
+}
+
+/// The processes in a cgroup directory itself.
+pub fn members(directory: &Path) -> Vec<Pid> {
+    let text = fs::read_to_string(directory.join("cgroup.procs")).unwrap_or_default();
+    text.lines()
+        .filter_map(|line| line.parse().ok())
+        // 0 stands for a process outside our pid namespace; to `kill` it would mean our own group.
+        .filter(|pid: &i32| *pid > 0)
+        .map(Pid::from_raw)
+        .collect()
 }
 
 /// How many were found.

@@ -13,6 +13,7 @@
 pub mod cgroup;
 pub mod connection;
 pub mod device;
+pub mod holder;
 pub mod launch;
 pub mod log;
 pub mod output;

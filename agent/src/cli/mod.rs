@@ -2,7 +2,9 @@
 //! what it is about, or in its own file here).
 
 mod check;
+mod config;
 mod exec;
+pub mod manual;
 mod proxy;
 mod ps;
 mod standalone;
@@ -35,6 +37,9 @@ enum Command {
     Exec(exec::ExecArgs),
     /// Say what this machine lacks to be a node, and what to do about it
     Check(check::CheckArgs),
+    /// Print the configuration in force and where each value comes from, or what each field does
+    #[command(mut_arg("kubeconfig", |_| config::kubeconfig()))]
+    Config(Box<config::ConfigArgs>),
     /// Import, pull, list and remove images
     Image(crate::image::cli::ImageArgs),
     /// Program services alone, or look at how they are programmed
@@ -64,6 +69,7 @@ pub fn main() -> ExitCode {
         Command::Logs(args) => crate::logs::cli::run(&args),
         Command::Exec(args) => return exec::main(&args),
         Command::Check(args) => return check::main(&args),
+        Command::Config(args) => config::run(*args),
         Command::Image(args) => image(args),
         Command::Proxy(args) => proxy::run(args),
         Command::Standalone(args) => standalone::run(args),

@@ -20,6 +20,10 @@ pub struct RunArgs {
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
 
+    /// Drop-in files *.conf of the same kind, merged into --config in the order of their names
+    #[arg(long, value_name = "DIR")]
+    pub config_dir: Option<PathBuf>,
+
     /// Run the embedded API server too: one machine, no cluster. Without --kubeconfig, the node obeys that server
     #[arg(long)]
     pub standalone: bool,
@@ -48,6 +52,15 @@ pub struct RunArgs {
     #[arg(long, value_name = "TAINTS", value_delimiter = ',')]
     pub register_with_taints: Vec<Taint>,
 
+    /// Who else knows this machine: external registers the node with the taint
+    /// node.cloudprovider.kubernetes.io/uninitialized, and leaves addresses and provider ID to a cloud controller manager
+    #[arg(long, value_name = "PROVIDER", value_parser = parse_cloud_provider, default_value = "")]
+    pub cloud_provider: CloudProvider,
+
+    /// Name of this machine at its provider, to register with
+    #[arg(long, value_name = "ID")]
+    pub provider_id: Option<String>,
+
     /// Registry that images may be pulled from in plain HTTP, besides loopback: host or host:port; can be repeated. Mirrors
     /// and authorities are read from /etc/orlop/certs.d/<registry>/hosts.toml
     #[arg(long, value_name = "HOST")]
@@ -68,6 +81,25 @@ pub struct RunArgs {
     /// How much to log: 0 one line for each transition, 4 for finding faults, 6 everything
     #[arg(long = "v", short = 'v', value_name = "LEVEL", default_value_t = 0)]
     pub verbosity: u8,
+}
+
+/// `--cloud-provider`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CloudProvider {
+    /// Nobody.
+    None,
+    /// A cloud controller manager.
+    External,
+}
+
+fn parse_cloud_provider(text: &str) -> Result<CloudProvider, String> {
+    match text {
+        "" => Ok(CloudProvider::None),
+        "external" => Ok(CloudProvider::External),
+        other => {
+            Err(format!("`{other}` is not there any more, in kubelet either; the one provider is external"))
+        }
+    }
 }
 
 #[cfg(test)]
@@ -98,7 +130,22 @@ mod tests {
         assert_eq!(run.node_ip.len(), 2);
         assert_eq!(run.node_labels, [("a".into(), "b".into()), ("c".into(), "d".into())]);
         assert_eq!(run.register_with_taints[1].effect, TaintEffect::NoExecute);
+        assert_eq!((run.cloud_provider, run.provider_id.as_deref()), (CloudProvider::None, None));
         assert_eq!((run.verbosity, run.root_dir), (4, PathBuf::from("/var/lib/orlop")));
+    }
+
+    #[test]
+    fn the_one_cloud_provider_is_external() {
+        let run = parse("--standalone --cloud-provider external --provider-id x://1").expect("valid");
+        assert_eq!(
+            (run.cloud_provider, run.provider_id.as_deref()),
+            (CloudProvider::External, Some("x://1"))
+        );
+        assert_eq!(
+            parse("--standalone --cloud-provider=").expect("valid").cloud_provider,
+            CloudProvider::None
+        );
+        assert!(parse("--standalone --cloud-provider aws").expect_err("gone").contains("external"));
     }
 
     #[test]

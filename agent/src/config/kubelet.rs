@@ -1,7 +1,7 @@
 //! The file that kubelet calls KubeletConfiguration, by its own field names.
 //!
-//! Owns: the fields this node obeys, and the names of those it does not obey but should say so. Never: applies
-//! defaults (that is `Config`), reads other files.
+//! Owns: the types of the fields this node obeys, and errors that name the line. Never: applies defaults (that is `Config`),
+//! says what is not obeyed (that is `fields` and `document`), reads other files.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -9,47 +9,22 @@ use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Deserializer};
+use serde_json::Value;
 
 use super::ConfigError;
+use super::document::notices;
 use super::duration::GoDuration;
 use super::labels::Taint;
 use super::threshold::Threshold;
 use super::yaml::{self, Form};
 use crate::pod::quantity::Quantity;
 
-const API_VERSION: &str = "kubelet.config.k8s.io/v1beta1";
-const KIND: &str = "KubeletConfiguration";
-
-/// Fields that steer what this node does in another way or not at all, by design: nothing is lost by not obeying them.
-const POINTLESS: &[&str] = &[
-    "configMapAndSecretChangeDetectionStrategy",
-    "containerLogMaxWorkers",
-    "containerLogMonitorInterval",
-    "containerRuntimeEndpoint",
-    "contentType",
-    "cpuManagerReconcilePeriod",
-    "enableControllerAttachDetach",
-    "enableDebuggingHandlers",
-    "eventBurst",
-    "eventRecordQPS",
-    "fileCheckFrequency",
-    "hairpinMode",
-    "httpCheckFrequency",
-    "imageServiceEndpoint",
-    "iptablesDropBit",
-    "iptablesMasqueradeBit",
-    "kubeAPIBurst",
-    "kubeAPIQPS",
-    "kubeletCgroups",
-    "makeIPTablesUtilChains",
-    "nodeStatusUpdateFrequency",
-    "oomScoreAdj",
-    "registryBurst",
-    "registryPullQPS",
-    "syncFrequency",
-    "volumePluginDir",
-    "volumeStatsAggPeriod",
-];
+/// `apiVersion` of the file.
+pub const API_VERSION: &str = "kubelet.config.k8s.io/v1beta1";
+/// `kind` of the file.
+pub const KIND: &str = "KubeletConfiguration";
+/// What is not obeyed is told by `document`.
+const FORM: Form = Form { api_version: API_VERSION, kind: KIND, pointless: &[] };
 
 /// The fields this node obeys.
 #[derive(Debug, Default, Deserialize)]
@@ -79,7 +54,8 @@ pub struct KubeletConfiguration {
     pub pods_per_core: Option<u32>,
     pub pod_pids_limit: Option<i64>,
     pub cgroup_root: String,
-    pub cgroup_driver: CgroupDriver,
+    #[serde(deserialize_with = "driver")]
+    pub cgroup_driver: Option<CgroupDriver>,
     #[serde(rename = "cgroupsPerQOS")]
     pub cgroups_per_qos: Option<bool>,
     pub fail_cgroup_v1: Option<bool>,
@@ -116,6 +92,18 @@ pub struct KubeletConfiguration {
     pub allowed_unsafe_sysctls: Vec<String>,
     pub seccomp_default: Option<bool>,
     pub runtime_request_timeout: GoDuration,
+    pub protect_kernel_defaults: Option<bool>,
+    pub tls_cipher_suites: Vec<String>,
+    pub tls_min_version: String,
+    pub logging: Logging,
+}
+
+/// `logging`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+#[expect(missing_docs, reason = "the fields are Kubernetes' own and documented there")]
+pub struct Logging {
+    pub verbosity: u8,
 }
 
 /// `authentication`.
@@ -195,20 +183,34 @@ pub struct CrashLoopBackOff {
 }
 
 /// `cgroupDriver`.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CgroupDriver {
     /// Directories under the root.
-    #[default]
-    #[serde(alias = "")]
     Cgroupfs,
-    /// Slices and scopes named as systemd names them.
+    /// Below the unit that systemd has delegated for pods.
     Systemd,
 }
 
 /// Reads the text of a file. Beside the fields comes the list of those that the file sets and this node does not obey.
 pub fn parse(text: &str, file: &Path) -> Result<(KubeletConfiguration, Vec<String>), ConfigError> {
-    yaml::parse(text, file, &Form { api_version: API_VERSION, kind: KIND, pointless: POINTLESS })
+    let whole = untyped(text, file)?;
+    let config = yaml::typed(text, file)?;
+    Ok((config, notices(&whole).into_iter().map(|notice| notice.field).collect()))
+}
+
+/// Reads the text of a file without asking what its fields are.
+pub fn untyped(text: &str, file: &Path) -> Result<Value, ConfigError> {
+    yaml::untyped(text, file, &FORM)
+}
+
+/// `cgroupDriver`: empty is "not set".
+fn driver<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<CgroupDriver>, D::Error> {
+    match Option::<String>::deserialize(deserializer)?.as_deref() {
+        None | Some("") => Ok(None),
+        Some("cgroupfs") => Ok(Some(CgroupDriver::Cgroupfs)),
+        Some("systemd") => Ok(Some(CgroupDriver::Systemd)),
+        Some(other) => Err(serde::de::Error::custom(format!("`{other}` is neither systemd nor cgroupfs"))),
+    }
 }
 
 /// `podCIDR`: one network, or one of each family separated by a comma.

@@ -40,6 +40,12 @@ impl TaintEffect {
     }
 }
 
+/// What keeps pods off a Node that a cloud controller manager has not finished yet; it takes the taint away.
+pub fn uninitialized() -> Taint {
+    let key = "node.cloudprovider.kubernetes.io/uninitialized".to_owned();
+    Taint { key, value: "true".to_owned(), effect: TaintEffect::NoSchedule }
+}
+
 /// `key=value:effect` or `key:effect`.
 impl FromStr for Taint {
     type Err = String;

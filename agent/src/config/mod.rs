@@ -3,7 +3,11 @@
 //! Owns: defaults (kubelet's, and this project's directories), and the checks that need more than one field. Never:
 //! holds a text where a number, an address or an enum will do.
 
+pub mod document;
+#[cfg(test)]
+mod document_tests;
 pub mod duration;
+pub mod fields;
 pub mod flags;
 pub mod kube_proxy;
 pub mod kubelet;
@@ -22,6 +26,8 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+use document::{Document, Notice};
+use flags::CloudProvider;
 pub use flags::RunArgs;
 use kube_proxy::KubeProxyConfiguration;
 pub use kubelet::CgroupDriver;
@@ -114,6 +120,10 @@ pub struct Config {
     pub node: Node,
     /// What is kept from pods.
     pub reserved: Reserved,
+    /// What the machine must be like.
+    pub machine: Machine,
+    /// `--v`, or `logging.verbosity`.
+    pub verbosity: u8,
     /// Pulls and garbage collection.
     pub images: Images,
     /// Where pods' network comes from.
@@ -173,10 +183,8 @@ pub struct Dns {
 pub struct Cgroups {
     /// Below which cgroup, relative to the hierarchy's root, without slashes around it; empty is the root.
     pub root: String,
-    /// Naming.
-    pub driver: CgroupDriver,
-    /// Whether CPU limits are enforced, and over which period.
-    pub cpu_quota_period: Option<Duration>,
+    /// Whose cgroups; `None` for systemd's where they are delegated.
+    pub driver: Option<CgroupDriver>,
 }
 
 /// How many pods, and what they may.
@@ -216,6 +224,8 @@ pub struct Node {
     pub taints: Vec<Taint>,
     /// `spec.providerID` to create it with.
     pub provider_id: Option<String>,
+    /// Whether a cloud controller manager finishes the Node.
+    pub external_cloud: bool,
     /// Post the status at least so often.
     pub report_every: Duration,
     /// How long a Lease holds; it is renewed four times as often.
@@ -233,8 +243,17 @@ pub struct Reserved {
     pub system: BTreeMap<String, Quantity>,
     /// `evictionHard` by signal.
     pub eviction_hard: BTreeMap<String, Threshold>,
-    /// Whether swap on this machine is an error.
-    pub fail_swap_on: bool,
+}
+
+/// What the machine must be like for the node to start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Machine {
+    /// Whether swap is an error; `None` for a warning.
+    pub fail_swap_on: Option<bool>,
+    /// Whether cgroup version 1 is an error.
+    pub fail_cgroup_v1: bool,
+    /// Whether kernel settings that differ are an error.
+    pub protect_kernel_defaults: bool,
 }
 
 /// Pulls and garbage collection.
@@ -254,30 +273,36 @@ pub struct Images {
     pub plain_http: Vec<String>,
 }
 
+/// Said of a field of KubeProxyConfiguration.
+const NOT_OBEYED: &str = "The service proxy does not obey it.";
+
 impl Config {
-    /// Reads the file that the flags name and puts both together. Beside it come the fields of the file that are not
-    /// obeyed, each worth one warning.
-    pub fn load(args: &RunArgs) -> Result<(Config, Vec<String>), ConfigError> {
+    /// Reads the files that the flags name and puts everything together. Beside it come the fields that are not obeyed,
+    /// each worth one warning.
+    pub fn load(args: &RunArgs) -> Result<(Config, Vec<Notice>), ConfigError> {
         let hostname =
             nix::unistd::gethostname().map(|h| h.to_string_lossy().into_owned()).unwrap_or_default();
-        let (kubelet, mut ignored) = match &args.config {
-            None => (KubeletConfiguration::default(), Vec::new()),
-            Some(file) => {
-                let text = std::fs::read_to_string(file)
-                    .map_err(|source| ConfigError::Read { file: file.clone(), source })?;
-                kubelet::parse(&text, file)?
-            }
-        };
+        let document = Document::read(args)?;
+        let mut notices = document.judge()?;
         let proxy = match &args.proxy_config {
             None => None,
             Some(file) => {
                 let (proxy, more) = kube_proxy::load(file)?;
-                ignored.extend(more);
+                notices.extend(more.into_iter().map(|field| Notice { field, says: NOT_OBEYED }));
                 Some((proxy, file.as_path()))
             }
         };
         let proxy = proxy.as_ref().map(|(proxy, file)| (proxy, *file));
-        Ok((Self::assemble(args, kubelet, proxy, &hostname)?, ignored))
+        let config =
+            Self::assemble(args, document.typed()?, proxy, &hostname).map_err(|error| match error {
+                // The file to look into is the one that said so last.
+                ConfigError::Field { file, field, reason } if Some(&file) != args.proxy_config.as_ref() => {
+                    let file = document.file_of(&field).map_or(file, Path::to_owned);
+                    ConfigError::Field { file, field, reason }
+                }
+                other => other,
+            })?;
+        Ok((config, notices))
     }
 
     /// Like [`Config::load`], for a file already parsed. Pure.
@@ -320,6 +345,12 @@ impl Config {
             node: node(args, &file)?,
             images: images(args, &file),
             reserved: reserved(&file),
+            machine: Machine {
+                fail_swap_on: file.fail_swap_on,
+                fail_cgroup_v1: file.fail_cgroup_v1.unwrap_or(false),
+                protect_kernel_defaults: file.protect_kernel_defaults.unwrap_or(false),
+            },
+            verbosity: if args.verbosity > 0 { args.verbosity } else { file.logging.verbosity },
             network: Network::build(&args.network, file.runtime_request_timeout),
             services: Services::build(
                 &args.services,
@@ -362,6 +393,15 @@ fn check(file: &KubeletConfiguration, path: &Path) -> Result<(), ConfigError> {
     if set(&file.tls_cert_file).is_some() != set(&file.tls_private_key_file).is_some() {
         return wrong("tlsCertFile", "goes together with tlsPrivateKeyFile");
     }
+    if file.tls_min_version == "VersionTLS13" {
+        return wrong("tlsMinVersion", "this node speaks TLS 1.2 to those who ask for it");
+    }
+    if !matches!(file.tls_min_version.as_str(), "" | "VersionTLS10" | "VersionTLS11" | "VersionTLS12") {
+        return wrong("tlsMinVersion", "must be VersionTLS10, VersionTLS11, VersionTLS12 or VersionTLS13");
+    }
+    if let Some(suite) = missing_suite(&file.tls_cipher_suites) {
+        return wrong("tlsCipherSuites", &format!("this node offers {suite} too, and cannot leave it out"));
+    }
     if file.max_parallel_image_pulls == Some(0) {
         return wrong("maxParallelImagePulls", "must be at least 1");
     }
@@ -375,6 +415,22 @@ fn check(file: &KubeletConfiguration, path: &Path) -> Result<(), ConfigError> {
         return wrong("podCIDR", "at most one network of each family");
     }
     Ok(())
+}
+
+/// The TLS 1.2 suites that the node's server offers, by the names of Go's constants.
+const SUITES: [&str; 6] = [
+    "TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256",
+    "TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384",
+    "TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256",
+    "TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256",
+    "TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384",
+    "TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256",
+];
+
+/// A suite that is offered though the list, unless it is empty, does not have it. Those with ChaCha20 have two names.
+fn missing_suite(list: &[String]) -> Option<&'static str> {
+    let has = |suite: &&str| list.iter().any(|name| name == suite || format!("{name}_SHA256") == **suite);
+    SUITES.into_iter().find(|suite| !list.is_empty() && !has(suite))
 }
 
 fn set(path: &Path) -> Option<PathBuf> {
@@ -417,12 +473,7 @@ fn dns(file: &KubeletConfiguration) -> Dns {
 }
 
 fn cgroups(file: &KubeletConfiguration) -> Cgroups {
-    let period = file.cpu_cfs_quota_period.or(Duration::from_millis(100));
-    Cgroups {
-        root: file.cgroup_root.trim_matches('/').to_owned(),
-        driver: file.cgroup_driver,
-        cpu_quota_period: file.cpu_cfs_quota.unwrap_or(true).then_some(period),
-    }
+    Cgroups { root: file.cgroup_root.trim_matches('/').to_owned(), driver: file.cgroup_driver }
 }
 
 fn pods(file: &KubeletConfiguration) -> Pods {
@@ -460,12 +511,20 @@ fn node(args: &RunArgs, file: &KubeletConfiguration) -> Result<Node, ConfigError
     } else {
         &args.register_with_taints
     };
+    let mut taints = taints.clone();
+    let external_cloud = args.cloud_provider == CloudProvider::External;
+    let uninitialized = labels::uninitialized();
+    if external_cloud && !taints.iter().any(|taint| taint.key == uninitialized.key) {
+        taints.push(uninitialized);
+    }
+    let provider_id = args.provider_id.clone().unwrap_or_else(|| file.provider_id.clone());
     let lease = file.node_lease_duration_seconds.filter(|n| *n != 0).unwrap_or(40);
     Ok(Node {
         register: file.register_node.unwrap_or(true),
         labels,
-        taints: taints.clone(),
-        provider_id: Some(file.provider_id.clone()).filter(|id| !id.is_empty()),
+        taints,
+        provider_id: Some(provider_id).filter(|id| !id.is_empty()),
+        external_cloud,
         report_every: file.node_status_report_frequency.or(Duration::from_secs(300)),
         lease_duration: Duration::from_secs(lease.into()),
         max_images: usize::try_from(file.node_status_max_images.unwrap_or(50)).ok(),
@@ -491,12 +550,7 @@ fn reserved(file: &KubeletConfiguration) -> Reserved {
         }
         Some(given) => given.clone(),
     };
-    Reserved {
-        kube: file.kube_reserved.clone(),
-        system: file.system_reserved.clone(),
-        eviction_hard,
-        fail_swap_on: file.fail_swap_on.unwrap_or(true),
-    }
+    Reserved { kube: file.kube_reserved.clone(), system: file.system_reserved.clone(), eviction_hard }
 }
 
 fn images(args: &RunArgs, file: &KubeletConfiguration) -> Images {

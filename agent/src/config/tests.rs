@@ -82,14 +82,14 @@ volumeStatsAggPeriod: 0s
 #[test]
 fn kubeadms_file_is_obeyed_and_only_what_is_lost_is_named() {
     let (file, ignored) = parse(KUBEADM).expect("valid");
-    assert_eq!(ignored, ["rotateCertificates"]);
+    assert_eq!(ignored, ["rotateCertificates", "staticPodPath"]);
     let config = Config::build(&args("--kubeconfig k"), file, "n").expect("consistent");
     assert_eq!(config.server.client_ca_file.as_deref(), Some(Path::new("/etc/kubernetes/pki/ca.crt")));
     assert_eq!(config.server.token_review, Some(Duration::from_secs(120)));
     let webhook =
         Authorization::Webhook { allowed_for: Duration::from_secs(300), denied_for: Duration::from_secs(30) };
     assert_eq!(config.server.authorization, webhook);
-    assert_eq!(config.cgroups.driver, CgroupDriver::Systemd);
+    assert_eq!(config.cgroups.driver, Some(CgroupDriver::Systemd));
     assert_eq!(config.dns.servers, ["10.96.0.10".parse::<IpAddr>().expect("an address")]);
     assert_eq!(config.pods.max_restart_backoff, Duration::from_secs(300));
     assert_eq!(config.static_pod_path.as_deref(), Some(Path::new("/etc/kubernetes/manifests")));
@@ -100,7 +100,7 @@ fn fields_not_obeyed_are_named_by_their_path() {
     let (_, ignored) =
         parse("cpuManagerPolicy: static\nmemorySwap: {swapBehavior: LimitedSwap}\nshutDown: 1\n")
             .expect("valid");
-    assert_eq!(ignored, ["cpuManagerPolicy", "memorySwap", "shutDown"]);
+    assert_eq!(ignored, ["cpuManagerPolicy", "memorySwap.swapBehavior", "shutDown"]);
     let (_, ignored) = parse("authentication: {x509: {clientCAFile: a, crl: b}}\n").expect("valid");
     assert_eq!(ignored, ["authentication.x509.crl"]);
 }

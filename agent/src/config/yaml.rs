@@ -28,16 +28,26 @@ pub fn parse<T: DeserializeOwned>(
     file: &Path,
     form: &Form,
 ) -> Result<(T, Vec<String>), ConfigError> {
-    let malformed = |error: serde_saphyr::Error| malformed(text, file, &error);
-    let whole: Value = serde_saphyr::from_str(text).map_err(malformed)?;
-    check_kind(&whole, file, form)?;
+    let whole = untyped(text, file, form)?;
     let mut ignored = Vec::new();
     let config = serde_saphyr::with_deserializer_from_str(text, |deserializer| {
         serde_ignored::deserialize(deserializer, |path| ignored.push(path_of(&path.to_string())))
     })
-    .map_err(malformed)?;
+    .map_err(|error| malformed(text, file, &error))?;
     ignored.retain(|path| is_lost(path, &whole, form));
     Ok((config, ignored))
+}
+
+/// Reads the text of a file without asking what its fields are.
+pub fn untyped(text: &str, file: &Path, form: &Form) -> Result<Value, ConfigError> {
+    let whole = serde_saphyr::from_str(text).map_err(|error| malformed(text, file, &error))?;
+    check_kind(&whole, file, form)?;
+    Ok(whole)
+}
+
+/// Reads the text of a file by its types, and asks nothing else.
+pub fn typed<T: DeserializeOwned>(text: &str, file: &Path) -> Result<T, ConfigError> {
+    serde_saphyr::from_str(text).map_err(|error| malformed(text, file, &error))
 }
 
 /// Without the steps through optional fields, which are none of the file.
@@ -89,7 +99,8 @@ fn is_lost(path: &str, whole: &Value, form: &Form) -> bool {
     !value.is_some_and(is_zero)
 }
 
-fn is_zero(value: &Value) -> bool {
+/// What says nothing: Go's zero values.
+pub fn is_zero(value: &Value) -> bool {
     match value {
         Value::Null | Value::Bool(false) => true,
         Value::Bool(true) => false,

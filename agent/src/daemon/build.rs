@@ -55,7 +55,7 @@ pub fn parts(
     });
     Ok(Parts {
         settings: settings(config, addresses),
-        cgroups: Cgroups::detect(&config.cgroups.root)?,
+        cgroups: Cgroups::open(&config.cgroups)?,
         network: Arc::new(network),
         puller: Arc::new(Puller::new(Arc::clone(&images), registries(config))),
         images,

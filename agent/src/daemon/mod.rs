@@ -10,6 +10,7 @@
 
 mod build;
 mod image_gc;
+mod machine;
 mod node;
 pub mod notify;
 
@@ -59,11 +60,12 @@ pub fn main(args: &RunArgs) -> anyhow::Result<()> {
     if !nix::unistd::geteuid().is_root() {
         bail!("the node must run as root: sudo orlop run ... (`orlop check` says what else it needs)");
     }
-    logging::start(args.verbosity);
-    let (config, unsupported) = Config::load(args)?;
-    for field in unsupported {
-        tracing::warn!(%field, "this field of the configuration is not supported yet and has no effect");
+    let (config, notices) = Config::load(args)?;
+    logging::start(config.verbosity);
+    for notice in notices {
+        tracing::warn!(field = %notice.field, says = notice.says, "a field of the configuration has no effect");
     }
+    machine::check(&config.machine)?;
     let access = args.kubeconfig.as_deref().map(kubeconfig::load).transpose()?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKERS)

@@ -24,6 +24,9 @@ const RUNTIME_VERSION: &str = concat!("orlop://", env!("CARGO_PKG_VERSION"));
 /// Tells the attach-detach controller that it, and not this node, attaches volumes.
 const CONTROLLER_ATTACHES: &str = "volumes.kubernetes.io/controller-managed-attach-detach";
 
+/// Tells the cloud controller manager the addresses of `--node-ip`.
+const PROVIDED_ADDRESSES: &str = "alpha.kubernetes.io/provided-node-ip";
+
 /// Everything a Node is made of.
 #[derive(Debug)]
 pub struct Material<'a> {
@@ -68,11 +71,19 @@ impl Material<'_> {
                 time_added: None,
             })
             .collect();
+        let mut annotations = BTreeMap::from([(CONTROLLER_ATTACHES.to_owned(), "true".to_owned())]);
+        let mut status = self.status(Some(now));
+        if self.config.node.external_cloud && !self.config.node_ips.is_empty() {
+            // The administrator knows better than to wait; the cloud controller manager picks its own from these.
+            let given: Vec<String> = self.config.node_ips.iter().map(ToString::to_string).collect();
+            annotations.insert(PROVIDED_ADDRESSES.to_owned(), given.join(","));
+            status.addresses = Some(self.node_addresses());
+        }
         core::Node {
             metadata: ObjectMeta {
                 name: Some(self.config.node_name.clone()),
                 labels: Some(labels),
-                annotations: Some([(CONTROLLER_ATTACHES.to_owned(), "true".to_owned())].into()),
+                annotations: Some(annotations),
                 ..ObjectMeta::default()
             },
             spec: Some(core::NodeSpec {
@@ -80,7 +91,7 @@ impl Material<'_> {
                 provider_id: self.config.node.provider_id.clone(),
                 ..core::NodeSpec::default()
             }),
-            status: Some(self.status(Some(now))),
+            status: Some(status),
         }
     }
 
@@ -90,7 +101,8 @@ impl Material<'_> {
         let allocatable = resources::allocatable(&capacity, self.facts, &self.config.reserved);
         let port = self.config.server.address.map(|a| i32::from(a.port()));
         core::NodeStatus {
-            addresses: Some(self.node_addresses()),
+            // With a cloud controller manager they are its to set: a status that leaves them out leaves them alone.
+            addresses: (!self.config.node.external_cloud).then(|| self.node_addresses()),
             capacity: Some(quantities(&capacity)),
             allocatable: Some(quantities(&allocatable)),
             conditions: Some(self.conditions.iter().map(|c| condition(c, heartbeat)).collect()),

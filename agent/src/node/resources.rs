@@ -100,7 +100,6 @@ mod tests {
                 ("nodefs.available".to_owned(), Threshold::Share(0.1)),
             ]
             .into(),
-            fail_swap_on: true,
         }
     }
 

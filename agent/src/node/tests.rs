@@ -85,6 +85,32 @@ fn a_node_says_what_kubelet_would() {
 }
 
 #[test]
+fn a_node_of_a_cloud_waits_for_its_controller_manager() {
+    let taint = json!([{"key":"node.cloudprovider.kubernetes.io/uninitialized","value":"true","effect":"NoSchedule"}]);
+    let waiting = node(&config("--cloud-provider external"), &[]);
+    assert_eq!(waiting["spec"]["taints"], taint);
+    assert_eq!(waiting["spec"].get("providerID"), None, "the controller manager's to set");
+    assert_eq!(waiting["status"].get("addresses"), None, "and so are the addresses");
+    let told = node(&config("--cloud-provider external --provider-id x://1 --node-ip 10.0.0.1,fd00::1"), &[]);
+    assert_eq!((&told["spec"]["taints"], &told["spec"]["providerID"]), (&taint, &json!("x://1")));
+    let annotation = &told["metadata"]["annotations"]["alpha.kubernetes.io/provided-node-ip"];
+    assert_eq!(annotation, "10.0.0.1,fd00::1");
+    assert_eq!(told["status"]["addresses"][1]["address"], "fd00::1");
+    let alone = node(&config("--node-ip 10.0.0.1"), &[]);
+    assert_eq!(alone["metadata"]["annotations"].get("alpha.kubernetes.io/provided-node-ip"), None);
+}
+
+#[test]
+fn a_status_of_a_cloud_node_leaves_the_addresses_alone() {
+    let config = config("--cloud-provider external --node-ip 10.0.0.1");
+    let addresses = ["10.0.0.1".parse().expect("v4")];
+    let material =
+        Material { config: &config, facts: &facts(), addresses: &addresses, conditions: &[], images: &[] };
+    let patch = status_patch(&material.status(None)).expect("JSON");
+    assert_eq!(patch["status"].get("addresses"), None);
+}
+
+#[test]
 fn the_version_is_a_semantic_one_that_the_api_machinery_takes() {
     let (core, build) =
         KUBELET_VERSION.strip_prefix('v').and_then(|v| v.split_once('+')).expect("v<core>+<build>");

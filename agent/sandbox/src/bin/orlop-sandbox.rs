@@ -1,5 +1,10 @@
-//! The supervisor as a program of its own, for this crate's tests. What is shipped is `orlop sandbox`.
+//! The supervisor and the holder as a program of their own, for this crate's tests. What is shipped is `orlop sandbox` and
+//! `orlop hold-pods`.
 
 fn main() -> std::process::ExitCode {
-    orlop_sandbox::main(std::env::args_os().skip(1))
+    let args = std::env::args_os();
+    match std::env::args_os().nth(1) {
+        Some(first) if first == "hold-pods" => orlop_sandbox::holder::main(args.skip(2)),
+        _ => orlop_sandbox::main(args.skip(1)),
+    }
 }

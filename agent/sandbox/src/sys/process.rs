@@ -1,8 +1,9 @@
 //! Forking, and the state a child must not inherit.
 //!
-//! Owns: `fork`, `close_range`, signal dispositions. Never: waits; the event loop reaps.
-#![allow(unsafe_code)] // Reason: fork, close_range and sigaction have no safe wrapper.
+//! Owns: `fork`, `close_range`, `pidfd_open`, signal dispositions. Never: waits; the event loop reaps.
+#![allow(unsafe_code)] // Reason: fork, close_range, pidfd_open and sigaction have no safe wrapper.
 
+use std::os::fd::{FromRawFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use nix::errno::Errno;
@@ -68,6 +69,15 @@ pub fn signal(pid: Pid, number: i32) -> Result<(), Errno> {
     // SAFETY: numbers only.
     let done = unsafe { libc::kill(pid.as_raw(), number) };
     Errno::result(done).map(drop)
+}
+
+/// A descriptor that becomes readable when the process ends.
+pub fn open_pid(pid: Pid) -> Result<OwnedFd, Errno> {
+    // SAFETY: numbers only.
+    let opened = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, pid.as_raw(), 0) })?;
+    let descriptor = i32::try_from(opened).map_err(|_| Errno::EBADF)?;
+    // SAFETY: the kernel has just made this descriptor (close-on-exec) for us, and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
 }
 
 /// Closes every descriptor from `first` on.

@@ -1,6 +1,7 @@
 //! Cgroups of pods: where they are, making them, killing what is in them, removing them.
 //!
-//! Owns: `<cgroupRoot>/kubepods[/burstable|/besteffort]/pod<uid>` in every hierarchy that is mounted, version 1 or 2.
+//! Owns: `<base>[/burstable|/besteffort]/pod<uid>` in every hierarchy that is mounted, version 1 or 2. The base is the cgroup
+//! of `orlop-pods.service`, which systemd has delegated, or `<cgroupRoot>/kubepods`.
 //! Does: plain file writes, as the kernel's cgroup-v1 and cgroup-v2 documents describe them. Never: touches a cgroup
 //! outside that subtree, decides a limit (that is `resources`), or creates the cgroup of a container (`libcontainer`
 //! does, below the pod's).
@@ -14,15 +15,21 @@ use std::time::Duration;
 
 use resources::PodLimits;
 
+use crate::config::{CgroupDriver, Cgroups as Settings};
 use crate::pod::spec::QosClass;
 
 /// The cgroup file systems of this machine, and the subtree in them that is ours.
 #[derive(Debug, Clone)]
 pub struct Cgroups {
     version: Version,
-    /// `cgroupRoot` without leading slash; may be empty.
-    root: PathBuf,
+    /// Below which all pods are, from the root of each hierarchy.
+    base: PathBuf,
+    /// Whether the base is systemd's to make, and so is everything above it.
+    delegated: bool,
 }
+
+/// The cgroup of `orlop-pods.service`.
+const DELEGATED: &str = "/kubepods.slice/orlop-pods.service";
 
 #[derive(Debug, Clone)]
 enum Version {
@@ -85,6 +92,23 @@ const V1_CONTROLLERS: [&str; 12] = [
 ];
 
 impl Cgroups {
+    /// Reads which hierarchies are mounted, and chooses the base: what `cgroupRoot` says, or else systemd's where the driver
+    /// allows it and the unit runs. Only there systemd leaves the groups and their controllers alone, whatever it reloads.
+    pub fn open(settings: &Settings) -> Result<Self, CgroupError> {
+        let mut cgroups = Self::detect(&settings.root)?;
+        let wanted = settings.root.is_empty() && settings.driver != Some(CgroupDriver::Cgroupfs);
+        if wanted && cgroups.exists(Path::new(DELEGATED)) {
+            cgroups.base = DELEGATED.into();
+            cgroups.delegated = true;
+        } else if settings.driver == Some(CgroupDriver::Systemd) {
+            tracing::warn!(
+                base = %cgroups.base.display(),
+                "cgroupDriver is systemd, but pods get plain groups: cgroupRoot is set, or orlop-pods.service does not run"
+            );
+        }
+        Ok(cgroups)
+    }
+
     /// Reads which hierarchies are mounted. `root` is `cgroupRoot` of the configuration.
     pub fn detect(root: &str) -> Result<Self, CgroupError> {
         let path = Path::new("/proc/self/mountinfo");
@@ -118,7 +142,8 @@ impl Cgroups {
         }
         let version =
             if mounts.is_empty() { Version::V2 { mount: unified? } } else { Version::V1 { mounts } };
-        Some(Self { version, root: PathBuf::from(root.trim_matches('/')) })
+        let base = Path::new("/").join(root.trim_matches('/')).join("kubepods");
+        Some(Self { version, base, delegated: false })
     }
 
     /// Whether this is the unified hierarchy.
@@ -140,11 +165,10 @@ impl Cgroups {
 
     /// A pod's cgroup as a path from the root of every hierarchy, as `linux.cgroupsPath` wants it.
     pub fn pod_path(&self, qos: QosClass, uid: &str) -> PathBuf {
-        let base = Path::new("/").join(&self.root).join("kubepods");
         match qos {
-            QosClass::Guaranteed => base,
-            QosClass::Burstable => base.join("burstable"),
-            QosClass::BestEffort => base.join("besteffort"),
+            QosClass::Guaranteed => self.base.clone(),
+            QosClass::Burstable => self.base.join("burstable"),
+            QosClass::BestEffort => self.base.join("besteffort"),
         }
         .join(format!("pod{uid}"))
     }
@@ -154,7 +178,8 @@ impl Cgroups {
         match &self.version {
             Version::V2 { mount } => {
                 let dir = below(mount, path);
-                make_v2(mount, path)?;
+                let above = if self.delegated { self.base.parent() } else { None };
+                make_v2(mount, path, above)?;
                 for (file, value) in limits.v2() {
                     write_if_present(&dir.join(file), &value)?;
                 }
@@ -246,11 +271,15 @@ fn make_dir(dir: &Path) -> Result<(), CgroupError> {
     }
 }
 
-/// Creates every level of `path` and enables, level by level, the controllers that its children need.
-fn make_v2(mount: &Path, path: &Path) -> Result<(), CgroupError> {
+/// Creates every level of `path` and enables, level by level, the controllers that its children need, but for `foreign` and
+/// the levels above it: there somebody else decides.
+fn make_v2(mount: &Path, path: &Path, foreign: Option<&Path>) -> Result<(), CgroupError> {
     let mut dir = mount.to_owned();
+    let foreign = foreign.map(|path| below(mount, path));
     for part in path.strip_prefix("/").unwrap_or(path) {
-        enable_controllers(&dir);
+        if foreign.as_ref().is_none_or(|foreign| !foreign.starts_with(&dir)) {
+            enable_controllers(&dir);
+        }
         dir.push(part);
         make_dir(&dir)?;
     }
@@ -383,5 +412,37 @@ mod tests {
         assert_eq!(path(QosClass::Guaranteed), "/edge/kubepods/podu1");
         assert_eq!(path(QosClass::Burstable), "/edge/kubepods/burstable/podu1");
         assert_eq!(path(QosClass::BestEffort), "/edge/kubepods/besteffort/podu1");
+    }
+
+    /// A directory in the place of the mounted hierarchy: the files that tell controllers are plain ones.
+    fn mounted(delegated: bool) -> (tempfile::TempDir, Cgroups) {
+        let dir = tempfile::tempdir().expect("a directory");
+        for path in ["", "kubepods.slice", "kubepods.slice/orlop-pods.service"] {
+            fs::create_dir_all(dir.path().join(path)).expect("made");
+            fs::write(dir.path().join(path).join("cgroup.controllers"), "cpu memory\n").expect("written");
+        }
+        let version = Version::V2 { mount: dir.path().to_owned() };
+        let base = if delegated { DELEGATED } else { "/kubepods" };
+        (dir, Cgroups { version, base: base.into(), delegated })
+    }
+
+    #[test]
+    fn below_systemds_unit_nothing_above_it_is_written() {
+        let (dir, cgroups) = mounted(true);
+        let pod = cgroups.pod_path(QosClass::Burstable, "u1");
+        assert_eq!(pod, Path::new("/kubepods.slice/orlop-pods.service/burstable/podu1"));
+        cgroups.create_pod(&pod, &PodLimits::default()).expect("created");
+        let touched = |path: &str| dir.path().join(path).join("cgroup.subtree_control").exists();
+        assert!(!touched("") && !touched("kubepods.slice"), "systemd's own groups");
+        assert!(touched("kubepods.slice/orlop-pods.service"), "the delegated one");
+    }
+
+    #[test]
+    fn without_systemd_every_level_passes_its_controllers_on() {
+        let (dir, cgroups) = mounted(false);
+        let pod = cgroups.pod_path(QosClass::Guaranteed, "u1");
+        cgroups.create_pod(&pod, &PodLimits::default()).expect("created");
+        assert!(dir.path().join("cgroup.subtree_control").exists());
+        assert!(dir.path().join("kubepods/podu1").is_dir());
     }
 }
