@@ -6,6 +6,7 @@ mod exec;
 mod proxy;
 mod ps;
 mod standalone;
+mod token;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
