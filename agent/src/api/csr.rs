@@ -207,10 +207,12 @@ impl Seen {
         if status.certificate.is_empty() {
             return None;
         }
-        Some(BASE64.decode(&status.certificate).map_err(|e| CsrError::Failed {
-            name,
-            message: format!("its certificate is not base64: {e}"),
-        }))
+        Some(
+            BASE64.decode(&status.certificate).map_err(|e| CsrError::Failed {
+                name,
+                message: format!("its certificate is not base64: {e}"),
+            }),
+        )
     }
 }
 
@@ -221,8 +223,7 @@ mod tests {
     use super::*;
     use crate::api::fake::Fake;
 
-    const NODE: Wanted<'static> =
-        Wanted { signer: CLIENT_SIGNER, user: "system:node:n1", names: Vec::new() };
+    const NODE: Wanted<'static> = Wanted { signer: CLIENT_SIGNER, user: "system:node:n1", names: Vec::new() };
 
     #[test]
     fn a_request_says_who_asks_and_has_the_same_name_for_the_same_key() {
@@ -238,12 +239,9 @@ mod tests {
         let (_, pem) = x509_parser::pem::parse_x509_pem(&pem).expect("PEM");
         assert_eq!(pem.label, "CERTIFICATE REQUEST");
         use x509_parser::prelude::FromDer;
-        let (_, csr) =
-            x509_parser::certification_request::X509CertificationRequest::from_der(&pem.contents).expect("DER");
-        assert_eq!(
-            csr.certification_request_info.subject.to_string(),
-            "O=system:nodes, CN=system:node:n1"
-        );
+        let (_, csr) = x509_parser::certification_request::X509CertificationRequest::from_der(&pem.contents)
+            .expect("DER");
+        assert_eq!(csr.certification_request_info.subject.to_string(), "O=system:nodes, CN=system:node:n1");
     }
 
     fn seen(status: Value) -> Option<Result<Vec<u8>, String>> {

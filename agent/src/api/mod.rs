@@ -10,6 +10,7 @@
 
 pub mod backoff;
 pub mod client;
+pub mod clock;
 mod correlate;
 pub mod csr;
 pub mod error;

@@ -16,6 +16,11 @@ pub struct RunArgs {
     #[arg(long, value_name = "FILE", required_unless_present = "standalone")]
     pub kubeconfig: Option<PathBuf>,
 
+    /// Kubeconfig to ask for a new certificate with when the node's own expired; the node's goes on being --kubeconfig
+    /// [default: bootstrap-kubeconfig beside it, if it is there]
+    #[arg(long, value_name = "FILE")]
+    pub bootstrap_kubeconfig: Option<PathBuf>,
+
     /// KubeletConfiguration file (kubelet.config.k8s.io/v1beta1); without it, kubelet's defaults hold
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
