@@ -34,17 +34,14 @@ fn a_node_outlives_its_certificates_without_a_restart() -> anyhow::Result<()> {
 
     let renewals = || node.log().matches("asked for a new certificate towards the API server").count();
     let start = Instant::now();
-    // The one from the start, and two that came later; the first has ended when the third comes.
-    while renewals() < 5 {
-        ensure!(
-            start.elapsed() < Duration::from_secs(120),
-            "{} certificates only: {}",
-            renewals(),
-            node.log()
-        );
+    // When the third is asked for, the first has ended.
+    while renewals() < 2 {
+        ensure!(start.elapsed() < Duration::from_secs(120), "{} renewals only: {}", renewals(), node.log());
         std::thread::sleep(Duration::from_millis(200));
     }
-    ensure!(start.elapsed() > Duration::from_secs(30), "the first certificate has not even ended");
+    while start.elapsed() < Duration::from_secs(35) {
+        std::thread::sleep(Duration::from_millis(200));
+    }
 
     // The watch of pods goes on, or is begun again with a certificate that holds; statuses arrive.
     client.create(PODS, &sleeper("after"))?;
