@@ -4,6 +4,7 @@
 //! async); `host` carries actions out and decides nothing.
 
 pub mod api;
+pub mod certificates;
 pub mod cli;
 pub mod config;
 pub mod daemon;

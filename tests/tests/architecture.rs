@@ -6,7 +6,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Pure modules: no clock, no I/O, no async.
-const PURE: [&str; 23] = [
+const PURE: [&str; 25] = [
+    "agent/src/certificates/lifetime.rs",
+    "agent/src/certificates/trouble.rs",
     "agent/src/pod/action.rs",
     "agent/src/pod/admission",
     "agent/src/pod/events",

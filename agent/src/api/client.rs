@@ -9,10 +9,11 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use reqwest::Method;
-use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, DATE, HeaderValue, RETRY_AFTER};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use super::clock::Clock;
 use super::error::ApiError;
 use super::kubeconfig::Access;
 use super::outage::Outage;
@@ -73,6 +74,7 @@ struct Inner {
     token: Option<BearerToken>,
     http: RwLock<reqwest::Client>,
     outage: Outage,
+    clock: Clock,
 }
 
 impl std::fmt::Debug for Client {
@@ -89,12 +91,18 @@ impl Client {
         let token = access.token.clone().map(BearerToken::new);
         let outage = Outage::new(access.server.clone());
         let access = access.clone();
-        Ok(Self { inner: Arc::new(Inner { access, identity, token, http: RwLock::new(http), outage }) })
+        let (http, clock) = (RwLock::new(http), Clock::default());
+        Ok(Self { inner: Arc::new(Inner { access, identity, token, http, outage, clock }) })
     }
 
     /// The server's address, as in the kubeconfig.
     pub fn server(&self) -> &str {
         &self.inner.access.server
+    }
+
+    /// How far the server's clock is ahead of this machine's, once it answered.
+    pub fn skew(&self) -> Option<jiff::SignedDuration> {
+        self.inner.clock.ahead()
     }
 
     /// The certificate this client shows; rotation replaces it and then calls [`Client::reconnect`].
@@ -221,6 +229,9 @@ impl Client {
             }
         };
         inner.outage.answered();
+        if let Some(date) = response.headers().get(DATE).and_then(|v| v.to_str().ok()) {
+            inner.clock.heard(date, jiff::Timestamp::now());
+        }
         let status = response.status();
         if status.is_success() {
             return Ok(response);
@@ -311,5 +322,16 @@ fn cause(error: &reqwest::Error) -> String {
     while let Some(source) = innermost.source() {
         innermost = source;
     }
-    if error.is_timeout() && !error.is_connect() { "timed out".to_owned() } else { innermost.to_string() }
+    if error.is_timeout() && !error.is_connect() {
+        return "timed out".to_owned();
+    }
+    let text = innermost.to_string();
+    // The server's certificate is judged by this machine's clock.
+    if text.contains("certificate")
+        && ["expired", "Expired", "not valid yet", "NotValidYet"].iter().any(|w| text.contains(w))
+    {
+        let now = jiff::Timestamp::now();
+        return format!("{text} (the clock of this machine says {now:.0}: is it right?)");
+    }
+    text
 }

@@ -381,6 +381,8 @@ mod tests {
         drop(listener.accept().unwrap());
         let server = std::thread::spawn(move || {
             let (mut stream, _) = listener.accept().unwrap();
+            // An answer that comes before its question is an error of its own.
+            std::io::Read::read(&mut stream, &mut [0; 512]).unwrap();
             std::io::Write::write_all(&mut stream, b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nab")
                 .unwrap();
             stream

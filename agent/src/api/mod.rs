@@ -5,11 +5,14 @@
 //! - `client`, `error`, `path`, `outage`: calls and what comes of them
 //! - `list`, `watch`, `lines`, `backoff`: a resource as a stream of changes
 //! - `reporter`, `status_patch`, `events`, `correlate`: what this node tells of its pods
+//! - `csr`: certificates by CertificateSigningRequest
 //! - `objects`: config maps, secrets and tokens on demand
 
 pub mod backoff;
 pub mod client;
+pub mod clock;
 mod correlate;
+pub mod csr;
 pub mod error;
 pub mod events;
 #[cfg(test)]

@@ -36,6 +36,9 @@ pub const ENDPOINT_SLICES: Resource =
 pub const SERVICE_CIDRS: Resource = Resource { prefix: "/apis/networking.k8s.io/v1", plural: "servicecidrs" };
 /// Leases.
 pub const LEASES: Resource = Resource { prefix: "/apis/coordination.k8s.io/v1", plural: "leases" };
+/// Certificate signing requests.
+pub const CERTIFICATE_SIGNING_REQUESTS: Resource =
+    Resource { prefix: "/apis/certificates.k8s.io/v1", plural: "certificatesigningrequests" };
 /// Token reviews.
 pub const TOKEN_REVIEWS: Resource =
     Resource { prefix: "/apis/authentication.k8s.io/v1", plural: "tokenreviews" };

@@ -8,6 +8,7 @@ pub mod manual;
 mod proxy;
 mod ps;
 mod standalone;
+mod token;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

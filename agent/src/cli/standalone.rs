@@ -9,6 +9,7 @@ use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
 use serde_json::Value;
 
+use super::token::{self, TokenCommand};
 use crate::api::client::{Client, DeleteOptions};
 use crate::api::error::ApiError;
 use crate::api::kubeconfig;
@@ -49,6 +50,9 @@ enum Command {
         #[arg(short, long = "filename", value_name = "FILE", required = true)]
         filename: Vec<PathBuf>,
     },
+    /// Make, list and delete the tokens with which machines join
+    #[command(subcommand)]
+    Token(TokenCommand),
     /// Print one object
     Get {
         /// pod, service, node, configmap, secret, ...
@@ -83,6 +87,9 @@ pub fn run(args: StandaloneArgs) -> anyhow::Result<()> {
         }
         Command::Apply { filename } => with_client(&admin, async |client| apply(client, &filename).await),
         Command::Delete { filename } => with_client(&admin, async |client| delete(client, &filename).await),
+        Command::Token(command) => {
+            with_client(&admin, async |client| token::run(client, &dir, command).await)
+        }
         Command::Get { kind, name, namespace, output } => {
             with_client(&admin, async |client| get(client, &kind, (&namespace, &name), &output).await)
         }

@@ -2,9 +2,11 @@
 
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::Args;
 
+use super::duration;
 use super::labels::{Taint, parse_label};
 use super::network::NetworkArgs;
 use super::services::ServiceArgs;
@@ -15,6 +17,11 @@ pub struct RunArgs {
     /// Kubeconfig that says which API server to obey, and as whom
     #[arg(long, value_name = "FILE", required_unless_present = "standalone")]
     pub kubeconfig: Option<PathBuf>,
+
+    /// Kubeconfig to ask for a new certificate with when the node's own expired; the node's goes on being --kubeconfig
+    /// [default: bootstrap-kubeconfig beside it, if it is there]
+    #[arg(long, value_name = "FILE")]
+    pub bootstrap_kubeconfig: Option<PathBuf>,
 
     /// KubeletConfiguration file (kubelet.config.k8s.io/v1beta1); without it, kubelet's defaults hold
     #[arg(long, value_name = "FILE")]
@@ -27,6 +34,10 @@ pub struct RunArgs {
     /// Run the embedded API server too: one machine, no cluster. Without --kubeconfig, the node obeys that server
     #[arg(long)]
     pub standalone: bool,
+
+    /// How long the certificates of nodes live that the embedded API server issues, as 24h
+    #[arg(long, value_name = "DURATION", default_value = "8760h", value_parser = parse_duration, requires = "standalone")]
+    pub cluster_signing_duration: Duration,
 
     /// Images, volumes, certificates and everything else that outlives a reboot
     #[arg(long, value_name = "DIR", default_value = super::ROOT_DIR)]
@@ -100,6 +111,12 @@ fn parse_cloud_provider(text: &str) -> Result<CloudProvider, String> {
             Err(format!("`{other}` is not there any more, in kubelet either; the one provider is external"))
         }
     }
+}
+
+fn parse_duration(text: &str) -> Result<Duration, String> {
+    duration::parse(text)
+        .filter(|d| !d.is_zero())
+        .ok_or_else(|| format!("`{text}` is not a duration such as 30m or 24h"))
 }
 
 #[cfg(test)]

@@ -41,6 +41,9 @@ pub struct KubeletConfiguration {
     pub healthz_port: Option<u16>,
     pub tls_cert_file: PathBuf,
     pub tls_private_key_file: PathBuf,
+    pub rotate_certificates: Option<bool>,
+    #[serde(rename = "serverTLSBootstrap")]
+    pub server_tls_bootstrap: bool,
     pub authentication: Authentication,
     pub authorization: Authorization,
     #[serde(rename = "clusterDNS")]

@@ -108,6 +108,8 @@ pub struct Config {
     pub pod_cidrs: Vec<IpNet>,
     /// Port 10250 and its friends.
     pub server: Server,
+    /// How the node comes to its certificates.
+    pub certificates: Certificates,
     /// What goes into pods' `resolv.conf`.
     pub dns: Dns,
     /// Where and how cgroups are made.
@@ -151,6 +153,18 @@ pub struct Server {
     pub token_review: Option<Duration>,
     /// Who may do what.
     pub authorization: Authorization,
+}
+
+/// How the node comes to its certificates.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Certificates {
+    /// `rotateCertificates`: the client certificate is renewed before it ends. Where nobody says, it is: kubelet's own
+    /// default is not to, and every installer changes that.
+    pub rotate: bool,
+    /// `serverTLSBootstrap`: the serving certificate comes from the cluster. Files that are configured come first.
+    pub serving_from_cluster: bool,
+    /// Credentials for a new client certificate when the present one expired.
+    pub bootstrap_kubeconfig: Option<PathBuf>,
 }
 
 /// Who may do what on the node's server.
@@ -338,6 +352,7 @@ impl Config {
             pod_logs_dir: set(&file.pod_logs_dir).unwrap_or_else(|| "/var/log/pods".into()),
             static_pod_path: set(&file.static_pod_path),
             server: server(&file),
+            certificates: certificates(args, &file),
             dns: dns(&file),
             cgroups: cgroups(&file),
             pods: pods(&file),
@@ -460,6 +475,15 @@ fn server(file: &KubeletConfiguration) -> Server {
                 denied_for: authorization.webhook.cache_unauthorized_ttl.or(Duration::from_secs(30)),
             },
         },
+    }
+}
+
+fn certificates(args: &RunArgs, file: &KubeletConfiguration) -> Certificates {
+    let beside = || args.kubeconfig.as_ref().map(|path| path.with_file_name("bootstrap-kubeconfig"));
+    Certificates {
+        rotate: file.rotate_certificates.unwrap_or(true),
+        serving_from_cluster: file.server_tls_bootstrap && set(&file.tls_cert_file).is_none(),
+        bootstrap_kubeconfig: args.bootstrap_kubeconfig.clone().or_else(beside),
     }
 }
 

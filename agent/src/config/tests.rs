@@ -82,8 +82,9 @@ volumeStatsAggPeriod: 0s
 #[test]
 fn kubeadms_file_is_obeyed_and_only_what_is_lost_is_named() {
     let (file, ignored) = parse(KUBEADM).expect("valid");
-    assert_eq!(ignored, ["rotateCertificates", "staticPodPath"]);
+    assert_eq!(ignored, ["staticPodPath"]);
     let config = Config::build(&args("--kubeconfig k"), file, "n").expect("consistent");
+    assert!(config.certificates.rotate && !config.certificates.serving_from_cluster);
     assert_eq!(config.server.client_ca_file.as_deref(), Some(Path::new("/etc/kubernetes/pki/ca.crt")));
     assert_eq!(config.server.token_review, Some(Duration::from_secs(120)));
     let webhook =
@@ -93,6 +94,25 @@ fn kubeadms_file_is_obeyed_and_only_what_is_lost_is_named() {
     assert_eq!(config.dns.servers, ["10.96.0.10".parse::<IpAddr>().expect("an address")]);
     assert_eq!(config.pods.max_restart_backoff, Duration::from_secs(300));
     assert_eq!(config.static_pod_path.as_deref(), Some(Path::new("/etc/kubernetes/manifests")));
+}
+
+#[test]
+fn certificates_come_as_the_file_and_the_flags_say() {
+    let of = |flags: &str, lines: &str| {
+        let text = format!("apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\n{lines}");
+        let (file, _) = parse(&text).expect("valid");
+        Config::build(&args(flags), file, "n").expect("consistent").certificates
+    };
+    let plain = of("--kubeconfig /etc/orlop/kubeconfig", "");
+    assert!(plain.rotate && !plain.serving_from_cluster);
+    assert_eq!(plain.bootstrap_kubeconfig, Some("/etc/orlop/bootstrap-kubeconfig".into()));
+    assert!(!of("--kubeconfig k", "rotateCertificates: false").rotate);
+    assert!(of("--kubeconfig k", "serverTLSBootstrap: true").serving_from_cluster);
+    let files = "serverTLSBootstrap: true\ntlsCertFile: c\ntlsPrivateKeyFile: k";
+    assert!(!of("--kubeconfig k", files).serving_from_cluster, "files come first");
+    let given = of("--kubeconfig k --bootstrap-kubeconfig /b", "");
+    assert_eq!(given.bootstrap_kubeconfig, Some("/b".into()));
+    assert_eq!(of("--standalone", "").bootstrap_kubeconfig, None);
 }
 
 #[test]

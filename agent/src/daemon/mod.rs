@@ -33,6 +33,9 @@ use crate::api::list::Selection;
 use crate::api::path::PODS;
 use crate::api::reporter::ApiReporter;
 use crate::api::watch::{Change, watch as watch_objects};
+use crate::certificates::client::{self as client_certificate, ClientRotation};
+use crate::certificates::serving::ServingRotation;
+use crate::certificates::trouble;
 use crate::config::{Config, RunArgs};
 use crate::network::service_env::ServiceVariables;
 use crate::node::{LeaseTask, NodeConditions, NodeTask, Registered};
@@ -85,7 +88,7 @@ async fn run(args: &RunArgs, mut config: Config, access: Option<Access>) -> anyh
     let addresses = crate::node::facts::addresses(&config.node_ips);
     let server = match args.standalone {
         true => {
-            let wanted = server_config(&config, &addresses);
+            let wanted = server_config(args, &config, &addresses);
             if access.is_none() {
                 config.services.service_cidrs.clone_from(&wanted.service_cidrs);
             }
@@ -101,9 +104,21 @@ async fn run(args: &RunArgs, mut config: Config, access: Option<Access>) -> anyh
         }
         (None, None) => bail!("no API server: give --kubeconfig or --standalone"),
     };
+    let (access, certificate) = client_certificate::settle(access, &config.root_dir);
     let config = Arc::new(with_client_ca(config, &access)?);
     let mut tasks = Tasks::default();
-    let node = start_node(&config, &addresses, &access, &mut tasks, &stop).await?;
+    let client = Client::new(&access)?;
+    if let Some(file) = certificate {
+        let rotation = ClientRotation {
+            client: client.clone(),
+            file,
+            rotate: config.certificates.rotate,
+            bootstrap: config.certificates.bootstrap_kubeconfig.clone(),
+            join: trouble::join_command(&access.server, &access.trust),
+        };
+        tasks.spawn("client certificate", rotation.run());
+    }
+    let node = start_node(&config, &addresses, client, &mut tasks, &stop).await?;
     tasks.spawn("watchdog", notify::watchdog());
     tasks.spawn("ready", node::announce(node.registered.clone()));
     stop.cancelled().await;
@@ -115,10 +130,11 @@ async fn run(args: &RunArgs, mut config: Config, access: Option<Access>) -> anyh
     Ok(())
 }
 
-fn server_config(config: &Config, addresses: &[IpAddr]) -> orlop_standalone::Config {
+fn server_config(args: &RunArgs, config: &Config, addresses: &[IpAddr]) -> orlop_standalone::Config {
     let dir = config.root_dir.join("standalone");
     let mut server = orlop_standalone::Config::new(&dir);
     server.advertise = addresses.first().copied();
+    server.signing.duration = args.cluster_signing_duration;
     server.names = vec![config.node_name.clone(), "127.0.0.1".to_owned(), "localhost".to_owned()];
     server.admin_kubeconfig = Some(dir.join("admin.kubeconfig"));
     server
@@ -154,11 +170,10 @@ struct Running {
 async fn start_node(
     config: &Arc<Config>,
     addresses: &[IpAddr],
-    access: &Access,
+    client: Client,
     tasks: &mut Tasks,
     stop: &CancellationToken,
 ) -> anyhow::Result<Running> {
-    let client = Client::new(access)?;
     let (events, event_driver) = Events::new(client.clone(), config.node_name.clone());
     tasks.spawn("events", event_driver);
     let (reporter, report_driver) = ApiReporter::new(client.clone(), events.clone());
@@ -226,7 +241,17 @@ async fn start_node(
     );
     tasks.spawn("image garbage", image_gc::run(images, config.images.clone(), pods.clone()));
     let lookup = Arc::new(NodePods::new(pods, config.pod_logs_dir.clone()));
-    let server = NodeServer::bind(config, addresses, client, lookup).await?;
+    let server = NodeServer::bind(config, addresses, client.clone(), lookup).await?;
+    if let Some(identity) = server.identity().filter(|_| config.certificates.serving_from_cluster) {
+        let rotation = ServingRotation {
+            client,
+            identity: Arc::clone(identity),
+            registered: registered.clone(),
+            file: config.root_dir.join("pki/serving-current.pem"),
+            user: format!("system:node:{}", config.node_name),
+        };
+        tasks.spawn("serving certificate", rotation.run());
+    }
     tasks.spawn("server", server.run());
     Ok(Running { registered })
 }

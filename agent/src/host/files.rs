@@ -27,6 +27,26 @@ pub fn write_atomic(path: &Path, contents: &[u8], mode: u32) -> io::Result<()> {
     })
 }
 
+/// As [`write_atomic`], and on the disk when it returns: for what a power cut may not take back.
+pub fn write_durable(path: &Path, contents: &[u8], mode: u32) -> io::Result<()> {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(".new");
+    let aside = path.with_file_name(name);
+    let write = || {
+        // Made afresh: a file that is there would keep its own mode.
+        gone_is_fine(fs::remove_file(&aside))?;
+        let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(&aside)?;
+        file.write_all(contents)?;
+        file.sync_all()?;
+        fs::rename(&aside, path)?;
+        fs::File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()
+    };
+    write().map_err(|error| {
+        let _ = fs::remove_file(&aside);
+        named("write", path, &error)
+    })
+}
+
 /// As [`write_atomic`], of a value as JSON.
 pub fn write_json<T: Serialize>(path: &Path, value: &T) -> io::Result<()> {
     write_atomic(path, &serde_json::to_vec(value)?, 0o600)

@@ -1,6 +1,6 @@
 //! A Node as read from an API server, compactly: this one, and later its neighbours. Owns: decoding. Never: asks.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -29,6 +29,8 @@ pub struct NodeView {
     pub pod_cidrs: Vec<IpNet>,
     /// Addresses of type InternalIP.
     pub internal_ips: Vec<IpAddr>,
+    /// Every name and address in `status.addresses`.
+    pub addresses: BTreeSet<String>,
     /// Its conditions.
     pub conditions: Vec<NodeCondition>,
     /// `nodeInfo.bootID`.
@@ -44,6 +46,8 @@ impl NodeView {
         if pod_cidrs.is_empty() {
             pod_cidrs.extend(spec.pod_cidr.filter(|c| !c.is_empty()));
         }
+        let addresses =
+            status.addresses.iter().map(|a| a.address.clone()).filter(|a| !a.is_empty()).collect();
         let internal = status.addresses.into_iter().filter(|a| a.kind == "InternalIP");
         Ok(Self {
             name: metadata.name,
@@ -53,6 +57,7 @@ impl NodeView {
             taints: spec.taints.iter().map(TaintWire::text).collect(),
             pod_cidrs: pod_cidrs.iter().filter_map(|c| c.parse().ok()).collect(),
             internal_ips: internal.filter_map(|a| a.address.parse().ok()).collect(),
+            addresses,
             conditions: status.conditions.into_iter().map(ConditionWire::into_condition).collect(),
             boot_id: status.node_info.boot_id,
         })
@@ -173,6 +178,7 @@ mod tests {
         assert_eq!(node.pod_cidrs.len(), 2);
         assert_eq!(node.taints, ["k=v:NoSchedule", "k2:NoExecute"]);
         assert_eq!(node.internal_ips, ["10.0.0.1".parse::<IpAddr>().expect("an address")]);
+        assert_eq!(node.addresses, ["10.0.0.1", "n1"].map(str::to_owned).into());
         assert_eq!(node.condition("Ready"), Some("True"));
     }
 

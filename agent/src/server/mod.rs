@@ -54,6 +54,7 @@ const PATIENCE: Duration = Duration::from_secs(15);
 /// The listeners, bound and not yet served.
 pub struct NodeServer<L> {
     main: Option<(TcpListener, TlsAcceptor)>,
+    identity: Option<Arc<ServingIdentity>>,
     read_only: Option<TcpListener>,
     healthz: Option<TcpListener>,
     access: Arc<Access>,
@@ -74,18 +75,27 @@ impl<L: PodLookup> NodeServer<L> {
     ) -> anyhow::Result<Self> {
         let server = &config.server;
         let client_ca = server.client_ca_file.clone().map(ClientCa::new).transpose()?.map(Arc::new);
-        let main = match server.address {
-            None => None,
-            Some(address) => Some((listen(address).await?, acceptor(config, addresses)?)),
+        let (main, identity) = match server.address {
+            None => (None, None),
+            Some(address) => {
+                let identity = Arc::new(identity(config, addresses)?);
+                (Some((listen(address).await?, acceptor(&identity)?)), Some(identity))
+            }
         };
         Ok(Self {
             main,
+            identity,
             read_only: listen_some(server.read_only).await?,
             healthz: listen_some(server.healthz).await?,
             access: Arc::new(Access::new(client, config.node_name.clone(), server)),
             client_ca,
             lookup,
         })
+    }
+
+    /// The certificate that port 10250 shows; none without that port.
+    pub fn identity(&self) -> Option<&Arc<ServingIdentity>> {
+        self.identity.as_ref()
     }
 
     /// Serves until dropped; open connections end with it.
@@ -125,19 +135,22 @@ async fn listen(address: SocketAddr) -> anyhow::Result<TcpListener> {
         .with_context(|| format!("listen on {address}"))
 }
 
-fn acceptor(config: &Config, addresses: &[IpAddr]) -> anyhow::Result<TlsAcceptor> {
-    let identity = match &config.server.tls_files {
-        Some((certificate, key)) => ServingIdentity::from_files(certificate, key)?,
+fn identity(config: &Config, addresses: &[IpAddr]) -> anyhow::Result<ServingIdentity> {
+    match &config.server.tls_files {
+        Some((certificate, key)) => ServingIdentity::from_files(certificate, key),
         None => {
             let names = [config.hostname.clone(), "localhost".to_owned()];
-            ServingIdentity::self_signed(&config.root_dir, &names, addresses)?
+            ServingIdentity::self_signed(&config.root_dir, &names, addresses)
         }
-    };
+    }
+}
+
+fn acceptor(identity: &Arc<ServingIdentity>) -> anyhow::Result<TlsAcceptor> {
     let mut tls = rustls::ServerConfig::builder_with_provider(tls::provider())
         .with_safe_default_protocol_versions()
         .context("TLS versions")?
         .with_client_cert_verifier(Arc::new(AskForCertificate::default()))
-        .with_cert_resolver(Arc::new(identity));
+        .with_cert_resolver(Arc::clone(identity) as Arc<dyn rustls::server::ResolvesServerCert>);
     tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(TlsAcceptor::from(Arc::new(tls)))
 }

@@ -1,7 +1,7 @@
 //! The certificate this node's server shows: the configured files, or a self-signed pair made once and kept.
 //!
-//! Owns: making the pair, and when it must be made anew. Never: asks a cluster for a certificate (that is rotation's
-//! business).
+//! Owns: making the pair, and when it must be made anew. Never: asks a cluster for a certificate (`certificates` does, and
+//! has it shown).
 
 use std::fs;
 use std::io::{self, Write};
@@ -36,6 +36,16 @@ impl ServingIdentity {
             key: PemSource::File(key.to_owned()),
         };
         Ok(Self(ClientIdentity::new(Some(source)).context("serving certificate")?))
+    }
+
+    /// Shows this certificate to new connections from now on.
+    pub fn replace(&self, key: CertifiedKey) {
+        self.0.replace(key);
+    }
+
+    /// What new connections are shown.
+    pub fn newest(&self) -> Option<Arc<CertifiedKey>> {
+        self.0.newest()
     }
 
     /// From `<root_dir>/pki`, made if there is none that fits.

@@ -8,7 +8,8 @@ use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 
 use serde_json::Value;
 
-use crate::control::Work;
+use crate::auth::bootstrap;
+use crate::control::{Work, cluster_info};
 use crate::object::{self, at, items, text, text_at};
 use crate::quantity;
 use crate::resource::Kind;
@@ -67,6 +68,8 @@ pub struct NodeEntry {
     pub allocatable: [Option<i128>; 3],
     /// `spec.podCIDRs`.
     pub cidrs: Vec<String>,
+    /// `status.addresses`: what its serving certificate may name.
+    pub addresses: Vec<String>,
     /// `metadata.uid`.
     pub uid: String,
 }
@@ -130,13 +133,28 @@ impl Index {
             Kind::Service => entries.follow_service(&new, gone, &mut work),
             Kind::Namespace => entries.follow_namespace(&new, gone, &mut work),
             Kind::Lease => work.push(Work::Leases),
-            Kind::EndpointSlice | Kind::ConfigMap | Kind::Secret | Kind::ServiceAccount | Kind::Event => {}
+            Kind::SigningRequest if !gone => work.push(Work::SigningRequest(event.slim.name().to_owned())),
+            Kind::ConfigMap if (event.slim.namespace(), event.slim.name()) == cluster_info::PLACE => {
+                work.push(Work::ClusterInfo);
+            }
+            Kind::Secret if is_token(event) => work.push(Work::ClusterInfo),
+            Kind::EndpointSlice
+            | Kind::ConfigMap
+            | Kind::Secret
+            | Kind::ServiceAccount
+            | Kind::SigningRequest
+            | Kind::Event => {}
         }
         if gone && entries.terminating.contains(event.slim.namespace()) {
             work.push(Work::Namespace(event.slim.namespace().to_owned()));
         }
         work
     }
+}
+
+/// Whether a secret is named as a bootstrap token.
+fn is_token(event: &Event) -> bool {
+    event.slim.namespace() == bootstrap::NAMESPACE && event.slim.name().starts_with(bootstrap::PREFIX)
 }
 
 const OWNERS: &[u8] = b"\"ownerReferences\"";
@@ -347,6 +365,10 @@ fn node_entry(node: &Value) -> NodeEntry {
         taints: items(spec, "taints").iter().map(taint).collect(),
         allocatable: [amount("cpu"), amount("memory"), amount("pods")],
         cidrs: items(spec, "podCIDRs").iter().filter_map(|c| c.as_str().map(str::to_owned)).collect(),
+        addresses: items(&node["status"], "addresses")
+            .iter()
+            .map(|a| text(a, "address").to_owned())
+            .collect(),
         uid: object::uid(node).to_owned(),
     }
 }

@@ -4,9 +4,10 @@
 //! TLS ─► who ─► may they ─► verb ─► strategy (defaults, admission, checks) ─► store ─► watchers
 //!                                                                              └─► index ─► queue ─► controllers
 //! ```
-//! It serves pods, nodes, services, endpoint slices, config maps, secrets, namespaces, service accounts, events and leases, as a
-//! real kube-apiserver does in what a node and `kubectl` see. Beside it run what such a cluster cannot do without:
-//! a scheduler, endpoint slices from selectors, address ranges and health of nodes, the end of namespaces and of what is owned.
+//! It serves pods, nodes, services, endpoint slices, config maps, secrets, namespaces, service accounts, events, leases and
+//! certificate signing requests, as a real kube-apiserver does in what a node and `kubectl` see. Beside it run what such a
+//! cluster cannot do without: a scheduler, endpoint slices from selectors, address ranges and health of nodes, the end of
+//! namespaces and of what is owned; and what a machine needs to join: bootstrap tokens, a signed `cluster-info`, certificates.
 //!
 //! Guarantees: an answered write survives SIGKILL of the process. A power cut can take back the last second of writes, ten
 //! seconds of leases and events. Versions never go back.
@@ -33,5 +34,5 @@ mod strategy;
 mod table;
 
 pub use pki::PkiError;
-pub use server::{Config, Server, StartError, node_kubeconfig};
+pub use server::{Approval, Config, Server, Signing, StartError, ca_hash, node_kubeconfig};
 pub use store::StoreError;

@@ -26,10 +26,12 @@ pub enum Kind {
     Event,
     /// Leases.
     Lease,
+    /// Certificate signing requests.
+    SigningRequest,
 }
 
 /// How many kinds there are.
-pub const KINDS: usize = 10;
+pub const KINDS: usize = 11;
 
 /// Every kind, in the order of its number.
 pub const ALL_KINDS: [Kind; KINDS] = [
@@ -43,6 +45,7 @@ pub const ALL_KINDS: [Kind; KINDS] = [
     Kind::ServiceAccount,
     Kind::Event,
     Kind::Lease,
+    Kind::SigningRequest,
 ];
 
 impl Kind {
@@ -136,6 +139,8 @@ pub const NODES: &ApiResource = &RESOURCES[1];
 pub const SERVICES: &ApiResource = &RESOURCES[2];
 /// The entry of namespaces.
 pub const NAMESPACES: &ApiResource = &RESOURCES[6];
+/// The entry of certificate signing requests.
+pub const SIGNING_REQUESTS: &ApiResource = &RESOURCES[10];
 const fn core(kind: Kind, plural: &'static str, singular: &'static str, name: &'static str) -> ApiResource {
     ApiResource {
         kind,
@@ -158,7 +163,7 @@ const VERBS: [&str; 8] = ["create", "delete", "deletecollection", "get", "list",
 const VERBS_ONE_BY_ONE: [&str; 7] = ["create", "delete", "get", "list", "patch", "update", "watch"];
 
 /// Everything that is served and stored.
-pub static RESOURCES: [ApiResource; 11] = [
+pub static RESOURCES: [ApiResource; 12] = [
     ApiResource {
         short: &["po"],
         categories: &["all"],
@@ -221,6 +226,22 @@ pub static RESOURCES: [ApiResource; 11] = [
     ApiResource { short: &["ev"], ..core(Kind::Event, "events", "event", "Event") },
     ApiResource { group: "coordination.k8s.io", ..core(Kind::Lease, "leases", "lease", "Lease") },
     ApiResource {
+        group: "certificates.k8s.io",
+        short: &["csr"],
+        schema: "certificates.CertificateSigningRequest",
+        namespaced: false,
+        subresources: &[
+            sub("approval", "CertificateSigningRequest", STATUS_VERBS),
+            sub("status", "CertificateSigningRequest", STATUS_VERBS),
+        ],
+        ..core(
+            Kind::SigningRequest,
+            "certificatesigningrequests",
+            "certificatesigningrequest",
+            "CertificateSigningRequest",
+        )
+    },
+    ApiResource {
         group: "events.k8s.io",
         short: &["ev"],
         schema: "events.Event",
@@ -281,10 +302,11 @@ const fn review(
 }
 
 /// The groups beside the core group, in the order in which discovery shows them. All are of version v1.
-pub const GROUPS: [&str; 5] = [
+pub const GROUPS: [&str; 6] = [
     "events.k8s.io",
     "authentication.k8s.io",
     "authorization.k8s.io",
+    "certificates.k8s.io",
     "coordination.k8s.io",
     "discovery.k8s.io",
 ];

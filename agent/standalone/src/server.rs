@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use ipnet::IpNet;
 use rustls::RootCertStore;
@@ -21,6 +22,33 @@ use crate::registry::{Registry, Settings};
 use crate::status::ApiError;
 use crate::store::{Store, StoreError};
 
+/// What becomes of a node's request for a certificate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Approval {
+    /// It is approved if it is in order.
+    #[default]
+    Automatic,
+    /// It waits for an administrator.
+    Never,
+    /// It is denied.
+    Deny,
+}
+
+/// How certificates for nodes are issued.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Signing {
+    /// Who approves.
+    pub approval: Approval,
+    /// For how long they are valid; a request may ask for less (`--cluster-signing-duration`).
+    pub duration: Duration,
+}
+
+impl Default for Signing {
+    fn default() -> Self {
+        Self { approval: Approval::Automatic, duration: Duration::from_secs(365 * 24 * 3600) }
+    }
+}
+
 /// How the server is to run.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -38,6 +66,8 @@ pub struct Config {
     pub service_cidrs: Vec<IpNet>,
     /// Where to write the administrator's kubeconfig. None writes `admin.conf` into `data_dir`.
     pub admin_kubeconfig: Option<PathBuf>,
+    /// How certificates for nodes are issued.
+    pub signing: Signing,
 }
 
 impl Config {
@@ -52,6 +82,7 @@ impl Config {
             cluster_cidrs: vec![net([10, 244, 0, 0], 16)],
             service_cidrs: vec![net([10, 96, 0, 0], 12)],
             admin_kubeconfig: None,
+            signing: Signing::default(),
         }
     }
 }
@@ -91,8 +122,9 @@ impl From<ApiError> for StartError {
 pub struct Server {
     address: SocketAddr,
     url: String,
-    pki: Pki,
+    pki: Arc<Pki>,
     admin: PathBuf,
+    signing: Signing,
     registry: Arc<Registry>,
     ending: CancellationToken,
     tasks: Vec<JoinHandle<()>>,
@@ -109,7 +141,7 @@ impl Server {
             .map_err(|source| StartError::Listen { address: config.listen, source })?;
         let address =
             tcp.local_addr().map_err(|source| StartError::Listen { address: config.listen, source })?;
-        let pki = Pki::open(&config.data_dir)?;
+        let pki = Arc::new(Pki::open(&config.data_dir)?);
         let store = Store::open(&config.data_dir)?;
         let advertised = config.advertise.unwrap_or_else(|| {
             if address.ip().is_unspecified() { Ipv4Addr::LOCALHOST.into() } else { address.ip() }
@@ -127,8 +159,11 @@ impl Server {
         let names = server_names(&config, advertised, &registry);
         let certificate = pki.issue(&Purpose::Server { names: &names })?;
         let (tls, certificates) = tls_of(&pki, certificate)?;
-        let client =
-            pki.issue(&Purpose::Client { name: "kube-apiserver-kubelet-client", group: "system:masters" })?;
+        let client = pki.issue(&Purpose::Client {
+            name: "kube-apiserver-kubelet-client",
+            group: "system:masters",
+            length: None,
+        })?;
         let nodes =
             NodeClient::new(client.cert_der, client.key_der).map_err(|e| StartError::Tls(e.to_string()))?;
         let tokens = Tokens::new(&pki.token_key).map_err(|e| StartError::Tls(format!("sa.key: {e}")))?;
@@ -140,13 +175,14 @@ impl Server {
         // Offline commands make kubeconfigs for nodes that lead here.
         pki::write_atomically(&config.data_dir.join("url"), url.as_bytes(), 0o644)?;
 
+        let signer = control::Signer { pki: Arc::clone(&pki), settings: config.signing };
         let tasks = vec![
             tokio::spawn(serve(Listener { tcp, tls, certificates }, app)),
-            tokio::spawn(control::run(Arc::clone(&registry))),
+            tokio::spawn(control::run(Arc::clone(&registry), signer)),
             tokio::spawn(flush(Arc::clone(&registry))),
         ];
         tracing::info!(%url, data_dir = %config.data_dir.display(), "API server listens");
-        Ok(Self { address, url, pki, admin, registry, ending, tasks })
+        Ok(Self { address, url, pki, admin, signing: config.signing, registry, ending, tasks })
     }
 
     /// The URL under which nodes and clients reach the server.
@@ -174,7 +210,7 @@ impl Server {
     /// # Errors
     /// When the name makes no certificate.
     pub fn node_kubeconfig(&self, name: &str) -> Result<String, PkiError> {
-        for_node(&self.pki, &self.url, name)
+        for_node(&self.pki, &self.url, name, self.signing.duration)
     }
 
     /// Ends: watches stop, connections finish, everything is made durable.
@@ -209,17 +245,27 @@ pub fn node_kubeconfig(data_dir: &Path, name: &str) -> Result<String, PkiError> 
     let path = data_dir.join("url");
     let url =
         std::fs::read_to_string(&path).map_err(|source| PkiError::File { what: "read", path, source })?;
-    for_node(&Pki::open(data_dir)?, url.trim(), name)
+    for_node(&Pki::open(data_dir)?, url.trim(), name, Signing::default().duration)
 }
 
-fn for_node(pki: &Pki, url: &str, name: &str) -> Result<String, PkiError> {
+/// What `orlop join --discovery-token-ca-cert-hash` pins, from the directory of a server that need not run.
+///
+/// # Errors
+/// When the directory has no CA.
+pub fn ca_hash(data_dir: &Path) -> Result<String, PkiError> {
+    Pki::open(data_dir)?.ca_hash()
+}
+
+fn for_node(pki: &Pki, url: &str, name: &str, length: Duration) -> Result<String, PkiError> {
     let user = format!("system:node:{name}");
-    let issued = pki.issue(&Purpose::Client { name: &user, group: "system:nodes" })?;
+    let purpose = Purpose::Client { name: &user, group: "system:nodes", length: Some(length) };
+    let issued = pki.issue(&purpose)?;
     Ok(pki::kubeconfig(url, &pki.ca_pem, &user, &issued))
 }
 
 fn write_admin(pki: &Pki, url: &str, path: &Path) -> Result<(), PkiError> {
-    let issued = pki.issue(&Purpose::Client { name: "kubernetes-admin", group: "system:masters" })?;
+    let issued =
+        pki.issue(&Purpose::Client { name: "kubernetes-admin", group: "system:masters", length: None })?;
     let text = pki::kubeconfig(url, &pki.ca_pem, "kubernetes-admin", &issued);
     pki::write_atomically(path, text.as_bytes(), 0o600)
 }

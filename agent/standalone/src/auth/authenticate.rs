@@ -1,4 +1,4 @@
-//! Authentication: client certificates of the server's CA, and tokens it issued.
+//! Authentication: client certificates of the server's CA, tokens it issued, and bootstrap tokens.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{DigitallySignedStruct, DistinguishedName, SignatureScheme};
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
-use super::{Tokens, User};
+use super::{Tokens, User, bootstrap};
 use crate::registry::Registry;
 use crate::status::{ApiError, ApiResult};
 
@@ -101,7 +101,9 @@ pub fn authenticate(
     let token =
         authorization.and_then(|a| a.strip_prefix("Bearer ")).map(str::trim).filter(|t| !t.is_empty());
     let Some(token) = token else { return Err(ApiError::unauthorized()) };
-    tokens.verify(registry, token, &[]).map(|(user, _)| user).ok_or_else(ApiError::unauthorized)
+    let user = bootstrap::verify(registry, token);
+    user.or_else(|| tokens.verify(registry, token, &[]).map(|(user, _)| user))
+        .ok_or_else(ApiError::unauthorized)
 }
 
 /// Paths that anyone may read, as kubeadm's `system:public-info-viewer` allows.

@@ -2,6 +2,7 @@
 
 mod authenticate;
 mod authorize;
+pub mod bootstrap;
 mod node;
 mod restriction;
 mod token;
@@ -25,6 +26,15 @@ pub struct User {
 }
 
 impl User {
+    /// Who says nothing about itself.
+    pub fn anonymous() -> Self {
+        Self {
+            name: "system:anonymous".into(),
+            groups: vec!["system:unauthenticated".into()],
+            ..Self::default()
+        }
+    }
+
     /// Whether the user is in a group.
     pub fn is_in(&self, group: &str) -> bool {
         self.groups.iter().any(|g| g == group)

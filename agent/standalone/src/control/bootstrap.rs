@@ -1,4 +1,7 @@
-//! What is there from the start: the four namespaces and the service `kubernetes` that leads to this server.
+//! What is there from the start: the four namespaces, the service `kubernetes` that leads to this server, and what a machine
+//! that joins reads (`cluster-info`, `kubelet-config`).
+
+use std::net::SocketAddr;
 
 use serde_json::{Value, json};
 
@@ -6,6 +9,22 @@ use crate::registry::{DeleteOptions, Registry, Target, WriteOptions};
 use crate::resource::{Kind, NAMESPACES, SERVICES};
 use crate::status::{ApiError, ApiResult};
 use crate::strategy::Part;
+
+/// What `kubeadm` sets, as far as it is not about files of its own.
+const KUBELET_CONFIG: &str = "\
+apiVersion: kubelet.config.k8s.io/v1beta1
+kind: KubeletConfiguration
+authentication:
+  anonymous:
+    enabled: false
+  webhook:
+    enabled: true
+authorization:
+  mode: Webhook
+clusterDomain: cluster.local
+rotateCertificates: true
+serverTLSBootstrap: true
+";
 
 const NAMES: [&str; 4] = ["default", "kube-system", "kube-public", "kube-node-lease"];
 
@@ -20,7 +39,9 @@ pub fn ensure(registry: &Registry) -> ApiResult<()> {
     }
     refresh_root_certificates(registry)?;
     kubernetes_service(registry)?;
-    kubernetes_slice(registry)
+    kubernetes_slice(registry)?;
+    cluster_info(registry)?;
+    kubelet_config(registry)
 }
 
 fn present(result: ApiResult<()>) -> ApiResult<()> {
@@ -28,6 +49,29 @@ fn present(result: ApiResult<()>) -> ApiResult<()> {
         Err(ApiError { reason: "AlreadyExists", .. }) => Ok(()),
         other => other,
     }
+}
+
+/// Where this server is, as it is reached now. Signed by `control::cluster_info`.
+fn cluster_info(registry: &Registry) -> ApiResult<()> {
+    let (address, port) = registry.settings.advertise;
+    let server = format!("https://{}", SocketAddr::new(address, port));
+    let wanted = super::cluster_info::config_map(&server, &registry.settings.ca_pem);
+    let (namespace, name) = super::cluster_info::PLACE;
+    let api = Kind::ConfigMap.api();
+    present(registry.create(api, namespace, wanted.clone(), WriteOptions::default()).map(|_| ()))?;
+    let target = Target { api, namespace, name, part: Part::Main };
+    let change = |now: &Value| {
+        let mut new = now.clone();
+        new["data"]["kubeconfig"] = wanted["data"]["kubeconfig"].clone();
+        Ok(new)
+    };
+    registry.update(target, WriteOptions::default(), change).map(|_| ())
+}
+
+/// The configuration of the nodes that join, the administrator's to change.
+fn kubelet_config(registry: &Registry) -> ApiResult<()> {
+    let map = json!({"metadata": {"name": "kubelet-config"}, "data": {"kubelet": KUBELET_CONFIG}});
+    present(registry.create(Kind::ConfigMap.api(), "kube-system", map, WriteOptions::default()).map(|_| ()))
 }
 
 /// A CA that was renewed reaches every namespace.

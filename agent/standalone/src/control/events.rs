@@ -34,6 +34,7 @@ impl Expiry {
     /// Deletes events that nothing was added to for an hour.
     pub fn sweep(&mut self, registry: &Registry) {
         self.next = Instant::now() + SWEEP;
+        super::signing::sweep(registry);
         if registry.store.count(Kind::Event) == 0 {
             return;
         }

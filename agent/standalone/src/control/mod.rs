@@ -1,14 +1,17 @@
-//! The controllers: scheduling, endpoint slices, address ranges and health of nodes, namespaces, owners, old events.
+//! The controllers: scheduling, endpoint slices, address ranges and health of nodes, namespaces, owners, old events,
+//! certificates for nodes, bootstrap tokens.
 //!
 //! One task takes work from one queue. A change of an object puts work there at once; nothing is looked at by period, and
 //! the only clocks are the ages of leases and events.
 
 pub mod bootstrap;
+pub mod cluster_info;
 mod endpoints;
 mod events;
 pub mod namespace;
 mod node;
 pub mod scheduler;
+mod signing;
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,6 +20,8 @@ use tokio::sync::Notify;
 
 use crate::registry::Registry;
 use crate::status::ApiResult;
+
+pub use signing::Signer;
 
 /// Something to look at.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -35,6 +40,10 @@ pub enum Work {
     Collect(String),
     /// A lease changed: the health of nodes may.
     Leases,
+    /// A request for a certificate changed: its name.
+    SigningRequest(String),
+    /// `cluster-info` or a bootstrap token changed.
+    ClusterInfo,
 }
 
 /// Work, each piece at most once, in the order in which it came.
@@ -73,44 +82,63 @@ impl Queue {
 }
 
 /// Runs the controllers until the server ends.
-pub async fn run(registry: Arc<Registry>) {
-    let mut nodes = node::Health::default();
-    let mut scheduler = scheduler::Scheduler::default();
+pub async fn run(registry: Arc<Registry>, signer: Signer) {
+    let mut controllers = Controllers {
+        nodes: node::Health::default(),
+        scheduler: scheduler::Scheduler::default(),
+        tokens: cluster_info::Tokens::default(),
+        signer,
+    };
     let mut expiry = events::Expiry::default();
     if let Err(error) = namespace::find_orphans(&registry) {
         tracing::warn!(%error, "look for what has no owner any longer");
     }
     loop {
-        let due = nodes.next_check();
+        let due = controllers.nodes.next_check();
         tokio::select! {
             () = registry.ending.cancelled() => return,
             work = registry.queue.next() => {
-                if let Err(error) = act(&registry, &mut scheduler, &mut nodes, &work) {
+                if let Err(error) = controllers.act(&registry, &work) {
                     tracing::warn!(?work, %error, "controller");
                 }
             }
-            () = tokio::time::sleep_until(due) => nodes.check(&registry),
+            () = tokio::time::sleep_until(due) => controllers.nodes.check(&registry),
+            () = tokio::time::sleep_until(controllers.tokens.next()) => {
+                if let Err(error) = controllers.tokens.sync(&registry) {
+                    tracing::warn!(%error, "bootstrap tokens");
+                }
+            }
             () = tokio::time::sleep_until(expiry.next()) => expiry.sweep(&registry),
         }
     }
 }
 
-fn act(
-    registry: &Registry,
-    scheduler: &mut scheduler::Scheduler,
-    nodes: &mut node::Health,
-    work: &Work,
-) -> ApiResult<()> {
-    match work {
-        Work::Schedule(namespace, name) => scheduler.schedule(registry, namespace, name),
-        Work::ScheduleWaiting => scheduler.retry(registry),
-        Work::Endpoints(namespace, name) => endpoints::sync(registry, namespace, name),
-        Work::Node(name) => node::sync(registry, nodes, name),
-        Work::Namespace(name) => namespace::empty(registry, name),
-        Work::Collect(uid) => namespace::collect(registry, uid),
-        Work::Leases => {
-            nodes.follow(registry);
-            Ok(())
+/// Each does one kind of work.
+struct Controllers {
+    nodes: node::Health,
+    scheduler: scheduler::Scheduler,
+    tokens: cluster_info::Tokens,
+    signer: Signer,
+}
+
+impl Controllers {
+    fn act(&mut self, registry: &Registry, work: &Work) -> ApiResult<()> {
+        match work {
+            Work::Schedule(namespace, name) => self.scheduler.schedule(registry, namespace, name),
+            Work::ScheduleWaiting => self.scheduler.retry(registry),
+            Work::Endpoints(namespace, name) => endpoints::sync(registry, namespace, name),
+            Work::Node(name) => {
+                node::sync(registry, &mut self.nodes, name)?;
+                self.signer.node_changed(registry, name)
+            }
+            Work::Namespace(name) => namespace::empty(registry, name),
+            Work::Collect(uid) => namespace::collect(registry, uid),
+            Work::Leases => {
+                self.nodes.follow(registry);
+                Ok(())
+            }
+            Work::SigningRequest(name) => self.signer.sync(registry, name),
+            Work::ClusterInfo => self.tokens.sync(registry),
         }
     }
 }

@@ -28,6 +28,13 @@ pub async fn answer(
         (_, "status", &Method::GET) => read::get(context, api),
         (_, "status", &Method::PUT) => write::update(context, api, request.into_body()).await,
         (_, "status", &Method::PATCH) => write::patch(context, api, request.into_body()).await,
+        (Kind::SigningRequest, "approval", &Method::GET) => read::get(context, api),
+        (Kind::SigningRequest, "approval", &Method::PUT) => {
+            write::update(context, api, request.into_body()).await
+        }
+        (Kind::SigningRequest, "approval", &Method::PATCH) => {
+            write::patch(context, api, request.into_body()).await
+        }
         (Kind::Pod, "binding", &Method::POST) => bindings(context, request.into_body()).await,
         (Kind::Pod, "eviction", &Method::POST) => evict(context, request.into_body()).await,
         (Kind::Pod, "log", &Method::GET) => proxy::log(context).await,

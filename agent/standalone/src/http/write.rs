@@ -15,10 +15,18 @@ use crate::resource::{ApiResource, Kind};
 use crate::selector::Selector;
 use crate::status::{ApiError, ApiResult, Cause, deleted};
 use crate::store::Slim;
-use crate::strategy::Part;
+use crate::strategy::{self, Part};
 
 fn options(mode: Mode) -> WriteOptions {
     WriteOptions { dry_run: mode.dry_run }
+}
+
+/// What depends on who creates: NodeRestriction, and the name that a signing request carries.
+fn admit_new(context: &Context<'_>, api: &ApiResource, new: &mut Value) -> ApiResult<()> {
+    if api.kind == Kind::SigningRequest {
+        strategy::stamp_signing_request(&context.user.info(), new);
+    }
+    restrict(context, api, &Value::Null, new)
 }
 
 /// NodeRestriction looks at what a node sends.
@@ -48,14 +56,18 @@ pub async fn create(context: &Context<'_>, api: &'static ApiResource, body: Inco
     if events_v1::applies(api) {
         events_v1::to_stored(&mut object);
     }
-    restrict(context, api, &Value::Null, &object)?;
+    admit_new(context, api, &mut object)?;
     let stored = context.app.registry.create(api, &context.request.namespace, object, options(mode))?;
     Ok(finish(read::one(context, api, StatusCode::CREATED, &stored)?, &warnings))
 }
 
 fn target<'a>(context: &'a Context<'_>, api: &'static ApiResource) -> Target<'a> {
     let request = &context.request;
-    let part = if request.subresource == "status" { Part::Status } else { Part::Main };
+    let part = match request.subresource.as_str() {
+        "status" => Part::Status,
+        "approval" => Part::Approval,
+        _ => Part::Main,
+    };
     Target { api, namespace: &request.namespace, name: &request.name, part }
 }
 
@@ -81,8 +93,8 @@ pub async fn update(context: &Context<'_>, api: &'static ApiResource, body: Inco
         registry.update(target(context, api), options(mode), |_| Ok(object.take().unwrap_or_default()));
     let (status, stored) = match (updated, object) {
         // These kinds may be made by an update (`AllowCreateOnUpdate`).
-        (Err(error), Some(new)) if error.code == 404 && creates_on_update(api.kind) => {
-            restrict(context, api, &Value::Null, &new)?;
+        (Err(error), Some(mut new)) if error.code == 404 && creates_on_update(api.kind) => {
+            admit_new(context, api, &mut new)?;
             (StatusCode::CREATED, registry.create(api, &context.request.namespace, new, options(mode))?)
         }
         (updated, _) => (StatusCode::OK, updated?),
@@ -148,7 +160,7 @@ fn apply(context: &Context<'_>, api: &'static ApiResource, mode: Mode, bytes: &[
     let applier = patch::Applier {
         manager,
         force,
-        status: context.request.subresource == "status",
+        status: !context.request.subresource.is_empty(),
         type_name: api.schema,
         api_version: &api_version,
         now: &now,
@@ -164,7 +176,7 @@ fn apply(context: &Context<'_>, api: &'static ApiResource, mode: Mode, bytes: &[
         Err(error) if error.code == 404 && request.subresource.is_empty() => {
             let mut new = patch::server_side(applier, &Value::Null, &config)?;
             object::metadata(&mut new).insert("name".into(), request.name.as_str().into());
-            restrict(context, api, &Value::Null, &new)?;
+            admit_new(context, api, &mut new)?;
             (StatusCode::CREATED, registry.create(api, &request.namespace, new, options(mode))?)
         }
         other => (StatusCode::OK, other?),

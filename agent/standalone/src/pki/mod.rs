@@ -6,6 +6,7 @@
 
 mod issue;
 mod kubeconfig;
+mod request;
 
 use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -15,6 +16,7 @@ use rcgen::KeyPair;
 
 pub use issue::{Issued, Purpose};
 pub use kubeconfig::kubeconfig;
+pub use request::{CertificateRequest, Validity};
 
 /// What can go wrong with keys and certificates.
 #[derive(Debug, thiserror::Error)]
@@ -75,6 +77,36 @@ impl Pki {
     /// When a name is none.
     pub fn issue(&self, purpose: &Purpose<'_>) -> Result<Issued, PkiError> {
         issue::issue(&self.ca_pem, &self.ca_key, purpose)
+    }
+
+    /// Signs a request: the certificate, PEM.
+    ///
+    /// # Errors
+    /// When a name is none.
+    pub fn sign(
+        &self,
+        request: &CertificateRequest,
+        usages: &[String],
+        validity: Validity,
+    ) -> Result<String, PkiError> {
+        request.signed(&self.ca_pem, &self.ca_key, usages, validity)
+    }
+
+    /// What `--discovery-token-ca-cert-hash` pins: the SHA-256 of the CA's public key, `sha256:` and hexadecimal.
+    ///
+    /// # Errors
+    /// When the certificate cannot be read.
+    pub fn ca_hash(&self) -> Result<String, PkiError> {
+        use rustls_pki_types::pem::PemObject as _;
+        use x509_parser::prelude::FromDer as _;
+        let unread =
+            || PkiError::Certificate { what: "CA".into(), source: rcgen::Error::CouldNotParseCertificate };
+        let der =
+            rustls_pki_types::CertificateDer::from_pem_slice(self.ca_pem.as_bytes()).map_err(|_| unread())?;
+        let (_, ca) = x509_parser::certificate::X509Certificate::from_der(&der).map_err(|_| unread())?;
+        let digest = ring::digest::digest(&ring::digest::SHA256, ca.public_key().raw);
+        let hex: String = digest.as_ref().iter().map(|b| format!("{b:02x}")).collect();
+        Ok(format!("sha256:{hex}"))
     }
 }
 

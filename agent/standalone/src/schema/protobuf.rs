@@ -53,6 +53,7 @@ fn type_named(version: &str, kind: &str) -> Option<(String, Fields)> {
     let prefix = match version.split('/').next().unwrap_or_default() {
         "events.k8s.io" => "events.",
         "discovery.k8s.io" => "discovery.",
+        "certificates.k8s.io" => "certificates.",
         _ if kind == "DeleteOptions" => "meta.",
         _ => "",
     };

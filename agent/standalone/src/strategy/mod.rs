@@ -8,6 +8,7 @@ mod pod_admission;
 mod pod_defaults;
 mod pod_spec_checks;
 mod service;
+mod signing_request;
 mod simple;
 
 use serde_json::Value;
@@ -20,6 +21,7 @@ use crate::store::Tx;
 
 use meta::{is_dns_label, is_dns_subdomain};
 pub use service::Allocator;
+pub use signing_request::{parse as parse_signing_request, stamp as stamp_signing_request};
 
 /// Which part of an object an update writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,6 +30,8 @@ pub enum Part {
     Main,
     /// The status and little else.
     Status,
+    /// The decision about a signing request.
+    Approval,
 }
 
 /// Fills in and checks a new object.
@@ -55,6 +59,7 @@ pub fn prepare_create(
         }
         Kind::Event => simple::event(object, &mut causes),
         Kind::Lease => simple::lease(object, &mut causes),
+        Kind::SigningRequest => signing_request::create(object, &mut causes),
         Kind::ServiceAccount => {}
     }
     done(api, object, &causes)
@@ -73,7 +78,7 @@ pub fn prepare_update(
 ) -> ApiResult<()> {
     let mut causes = Vec::new();
     meta::carry_over(old, new, &mut causes);
-    if part == Part::Status {
+    if part != Part::Main {
         keep_all_but_status(old, new);
     } else if api.subresource("status").is_some() {
         take_over(old, new, "status");
@@ -90,7 +95,12 @@ pub fn prepare_update(
         (Kind::EndpointSlice, _) => simple::endpoint_slice_update(old, new, &mut causes),
         (Kind::Event, _) => simple::event(new, &mut causes),
         (Kind::Lease, _) => simple::lease(new, &mut causes),
-        (Kind::Node | Kind::Service | Kind::Namespace, Part::Status) | (Kind::ServiceAccount, _) => {}
+        (Kind::SigningRequest, Part::Main) => signing_request::update(old, new),
+        (Kind::SigningRequest, Part::Status) => signing_request::update_status(old, new, &mut causes),
+        (Kind::SigningRequest, Part::Approval) => signing_request::update_approval(old, new, &mut causes),
+        (Kind::Node | Kind::Service | Kind::Namespace, Part::Status)
+        | (Kind::Pod | Kind::Node | Kind::Service | Kind::Namespace, Part::Approval)
+        | (Kind::ServiceAccount, _) => {}
     }
     done(api, new, &causes)
 }

@@ -48,6 +48,7 @@ fn columns(kind: Kind) -> &'static [Column] {
         Kind::ServiceAccount => rows::SERVICE_ACCOUNT,
         Kind::Event => rows::EVENT,
         Kind::Lease => rows::LEASE,
+        Kind::SigningRequest => rows::SIGNING_REQUEST,
     }
 }
 
@@ -63,6 +64,7 @@ fn cells(kind: Kind, object: &Value) -> Vec<Value> {
         Kind::ServiceAccount => rows::service_account(object),
         Kind::Event => rows::event(object),
         Kind::Lease => rows::lease(object),
+        Kind::SigningRequest => rows::signing_request(object),
     }
 }
 

@@ -209,6 +209,32 @@ pub fn lease(lease: &Value) -> Vec<Value> {
     vec![object::name(lease).into(), text_at(lease, &["spec", "holderIdentity"]).into(), age(lease)]
 }
 
+/// Columns of signing requests.
+pub const SIGNING_REQUEST: &[Column] = &[
+    NAME,
+    AGE,
+    ("SignerName", "string", 0),
+    ("Requestor", "string", 0),
+    ("RequestedDuration", "string", 0),
+    ("Condition", "string", 0),
+];
+
+/// A signing request: its condition is the decision, then what became of it.
+pub fn signing_request(request: &Value) -> Vec<Value> {
+    let conditions = items(&request["status"], "conditions").iter().map(|c| text(c, "type"));
+    let issued = if text_at(request, &["status", "certificate"]).is_empty() { "" } else { "Issued" };
+    let seconds = request["spec"]["expirationSeconds"].as_i64();
+    let duration = seconds.map_or("<none>".into(), human);
+    vec![
+        object::name(request).into(),
+        age(request),
+        or(text_at(request, &["spec", "signerName"]), "<none>").into(),
+        text_at(request, &["spec", "username"]).into(),
+        duration.into(),
+        joined(conditions.chain([issued]), "Pending").into(),
+    ]
+}
+
 /// Columns of events.
 pub const EVENT: &[Column] = &[
     ("Last Seen", "string", 0),
@@ -277,6 +303,15 @@ mod tests {
         let n = json!({"metadata": {"name": "n", "labels": {"node-role.kubernetes.io/control-plane": ""}}, "spec": {"unschedulable": true},
             "status": {"conditions": [{"type": "Ready", "status": "True"}], "nodeInfo": {"kubeletVersion": "v1"}}});
         assert_eq!(shown(&node(&n))[..3], ["n", "Ready,SchedulingDisabled", "control-plane"]);
+    }
+
+    #[test]
+    fn signing_requests_show_how_far_they_came() {
+        let mut r = json!({"metadata": {"name": "r"}, "spec": {"signerName": "s/t", "username": "u"}});
+        assert_eq!(shown(&signing_request(&r))[2..], ["s/t", "u", "<none>", "Pending"]);
+        r["status"] = json!({"conditions": [{"type": "Approved"}], "certificate": "eA=="});
+        r["spec"]["expirationSeconds"] = 3600.into();
+        assert_eq!(shown(&signing_request(&r))[4..], ["60m", "Approved,Issued"]);
     }
 
     #[test]
