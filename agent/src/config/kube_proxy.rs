@@ -85,7 +85,7 @@ pub struct DetectLocalNames {
 }
 
 /// `conntrack`.
-#[derive(Debug, Default, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 #[expect(missing_docs, reason = "the fields are Kubernetes' own and documented there")]
 pub struct Conntrack {

@@ -164,7 +164,7 @@ impl Services {
             service_cidrs: Vec::new(),
             healthz: bind("healthzBindAddress", &file.healthz_bind_address, HEALTHZ_PORT)?,
             metrics: bind("metricsBindAddress", &file.metrics_bind_address, METRICS_PORT)?,
-            conntrack: conntrack(file.conntrack.clone().unwrap_or_default()),
+            conntrack: conntrack(file.conntrack.unwrap_or_default()),
         })
     }
 }

@@ -13,6 +13,7 @@
 mod build;
 mod clients;
 mod delta;
+mod quarantine;
 mod resync;
 mod stale;
 mod view;
