@@ -105,7 +105,14 @@ fn a_port_in_use_names_its_holder_and_changes_nothing() {
         assert!(error.to_string().contains("host port 8080 is in use: by attachment a/eth0"), "{error}");
         assert!(!world.rules().contains("9090") && world.rules().contains("8080"));
         assert_eq!(b.links(), ["lo"]);
-        runtime.add(&with_ports("b", &b, &[(8080, 80, "udp", None), (8080, 80, "sctp", None)])).unwrap();
+        let ports = [(8080, 80, "udp", None), (8081, 81, "sctp", None)];
+        let address = runtime.add(&with_ports("b", &b, &ports)).unwrap().ips[0];
+        // Not every kernel has SCTP to ask with.
+        let rules = world.rules();
+        for (key, port) in [("udp . 8080", 80), ("sctp . 8081", 81)] {
+            let element = format!("{key} comment \"b/eth0\" : {address} . {port}");
+            assert!(rules.contains(&element), "{element} in {rules}");
+        }
     });
 }
 

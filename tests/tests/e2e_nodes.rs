@@ -194,6 +194,18 @@ fn three_nodes_on_two_links_are_joined_and_followed() -> anyhow::Result<()> {
     }
     cluster.everything_is_reached()?;
 
+    // A link that goes down takes its routes with it.
+    let script =
+        "ip link set uplink0 down && ip link set uplink0 up && ip route replace default via 10.0.1.254";
+    cluster.nodes[1].run_inside(&["sh", "-c", script])?;
+    cluster.nodes[0].run_inside(&["ip", "route", "flush", "proto", "111"])?;
+    for (from, to, words) in [(1, 0, "via 10.0.1.1 dev"), (1, 2, "dev orlop.1"), (0, 1, "via 10.0.1.2 dev")] {
+        cluster.wait_route(from, to, words)?;
+    }
+    for (from, to) in [(0, 1), (1, 0), (1, 2), (2, 1)] {
+        cluster.reaches_pod(from, to)?;
+    }
+
     // The far node moves to the link of the others. Its pods go on meanwhile.
     let mut moved = cluster.nodes.remove(2);
     moved.kill_daemon()?;

@@ -1,16 +1,18 @@
 //! The ways to the pods of other nodes, following all Nodes.
 //!
 //! Owns: the watch of Nodes, decoded to the few fields that matter, and the kernel state that `orlop_cni::nodes` makes of
-//! them. Changes that arrive together are applied together; a Node's heartbeat changes nothing and costs nothing.
+//! them, which is put right when a link comes up again or somebody removed our routes. Changes that arrive together are applied together; a Node's heartbeat changes nothing and costs nothing.
 //! Never: decides which way is taken (`orlop_cni::nodes` does), or blocks the runtime's threads.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use orlop_cni::nodes::{Local, Mode, Nodes, NodesConfig, Peer, Problem};
+use orlop_cni::nodes::{Local, Mode, Nodes, NodesConfig, Peer, Problem, disturbances, is_disturbance};
+use tokio::net::unix::pipe;
 use tokio::sync::mpsc;
 
 use super::Network;
@@ -23,6 +25,10 @@ use crate::node::NodeView;
 
 /// After a request that the kernel refused, the next attempt waits this long.
 const RETRY: Duration = Duration::from_secs(1);
+/// What is told of a link that comes up is told in several pieces.
+const SETTLE: Duration = Duration::from_millis(20);
+/// The kernel tells of one route at a time; bytes.
+const DATAGRAM: usize = 8 << 10;
 
 /// The mode of the crate that does it; `None` where another network does.
 pub(super) fn mode(routes: Option<PodRoutes>) -> Option<Mode> {
@@ -89,6 +95,7 @@ impl NodesTask {
         let mut known = Known::default();
         let mut reloads = self.network.reloads();
         let mut applied = None;
+        let mut disturbances = Disturbances::open();
         loop {
             let wanted = self.wanted(&known);
             if wanted.is_some() && wanted != applied {
@@ -101,6 +108,7 @@ impl NodesTask {
                     Some(change) => known.take(change),
                     None => return,
                 },
+                () = disturbances.wait() => applied = None,
                 changed = reloads.changed() => if changed.is_err() {
                     return;
                 },
@@ -132,6 +140,50 @@ impl NodesTask {
         let peers = known.nodes.values().filter(|peer| peer.name != self.node_name).cloned().collect();
         Some(Wanted { local: Local { addresses, pod_cidrs }, peers })
     }
+}
+
+/// What others do to the kernel's routes.
+struct Disturbances {
+    /// Nothing, where they cannot be heard of; that has been logged.
+    socket: Option<pipe::Receiver>,
+    /// Something that matters has been told.
+    told: bool,
+}
+
+impl Disturbances {
+    fn open() -> Self {
+        // A socket is read as a pipe is; tokio has no other safe type for descriptors of its owner.
+        let opened = disturbances().map_err(|error| error.to_string()).and_then(|socket| {
+            pipe::Receiver::from_owned_fd_unchecked(socket).map_err(|error| error.to_string())
+        });
+        let opened = opened.inspect_err(|error| complain(error));
+        Self { socket: opened.ok(), told: false }
+    }
+
+    /// Until something matters. Cancel-safe: what was told is remembered until the last await is over.
+    async fn wait(&mut self) {
+        let mut datagram = vec![0; DATAGRAM];
+        while !self.told {
+            let Some(socket) = &self.socket else { return std::future::pending().await };
+            if let Err(error) = socket.readable().await {
+                complain(&error.to_string());
+                self.socket = None;
+                continue;
+            }
+            match socket.try_read(&mut datagram) {
+                Ok(length) => self.told = is_disturbance(&datagram[..length]),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                // More was told than the socket holds, so anything may have been.
+                Err(_) => self.told = true,
+            }
+        }
+        tokio::time::sleep(SETTLE).await;
+        self.told = false;
+    }
+}
+
+fn complain(error: &str) {
+    tracing::warn!(%error, "routes that are lost come back only with the next change of a Node");
 }
 
 /// All Nodes, by name.

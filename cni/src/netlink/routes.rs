@@ -170,7 +170,7 @@ fn ip(address: &RouteAddress) -> Option<IpAddr> {
     }
 }
 
-fn describe(message: RouteNetlinkMessage) -> Option<RouteSpec> {
+pub(super) fn describe(message: RouteNetlinkMessage) -> Option<RouteSpec> {
     let RouteNetlinkMessage::NewRoute(message) = message else { return None };
     if message.header.kind != RouteType::Unicast {
         return None;

@@ -5,7 +5,8 @@
 //! masquerade rules leave alone.
 //! A peer on a link of this node gets direct routes; any other is reached by VXLAN (UDP 8472, VNI 1, flannel's
 //! defaults). Which one it is is decided for each peer and family, anew at each change.
-//! Never: watches anything. The caller says who the peers are, all of them, whenever that changes.
+//! Never: watches Nodes. The caller says who the peers are, all of them, whenever that changes, and again when
+//! [`disturbances`] tells of something.
 
 mod plan;
 mod sets;
@@ -13,13 +14,15 @@ mod sets;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 use std::net::IpAddr;
+use std::os::fd::OwnedFd;
 
 use ipnet::IpNet;
 use netlink_packet_route::route::RouteProtocol;
 use nix::errno::Errno;
 
 use crate::netlink::{
-    AddressSpec, Channel, MAIN_TABLE, NetlinkError, RouteSpec, RuleSpec, VxlanSpec, unless,
+    AddressSpec, Channel, MAIN_TABLE, NetlinkError, RouteSpec, RuleSpec, VxlanSpec, tells_of_routes, unless,
+    watch_routes,
 };
 use crate::netns::set_sysctl;
 
@@ -267,6 +270,21 @@ impl Nodes {
         }
         Ok(())
     }
+}
+
+/// A socket that never blocks; each datagram read from it may be one that [`is_disturbance`] recognises.
+///
+/// # Errors
+/// It could not be opened.
+pub fn disturbances() -> Result<OwnedFd, NetlinkError> {
+    watch_routes()
+}
+
+/// Whether what [`Nodes::apply`] made may have been lost: a link went down and came up again, got another address, or
+/// somebody removed our routes. Calling it again puts things right.
+#[must_use]
+pub fn is_disturbance(datagram: &[u8]) -> bool {
+    tells_of_routes(datagram, PROTOCOL)
 }
 
 fn overhead(near_end: IpAddr) -> u32 {
