@@ -244,7 +244,7 @@ mod tests {
         assert_eq!(csr.certification_request_info.subject.to_string(), "O=system:nodes, CN=system:node:n1");
     }
 
-    fn seen(status: Value) -> Option<Result<Vec<u8>, String>> {
+    fn seen(status: &Value) -> Option<Result<Vec<u8>, String>> {
         let object = json!({"metadata": {"name": "c"}, "status": status});
         let seen = Seen::decode(&object.to_string()).expect("decoded");
         seen.judge().map(|result| result.map_err(|e| e.to_string()))
@@ -252,12 +252,12 @@ mod tests {
 
     #[test]
     fn what_came_of_a_request_is_read_from_its_status() {
-        assert_eq!(seen(json!({})), None);
-        assert_eq!(seen(json!({"conditions": [{"type": "Approved"}]})), None);
-        assert_eq!(seen(json!({"certificate": "UEVN"})), Some(Ok(b"PEM".to_vec())));
-        let denied = seen(json!({"conditions": [{"type": "Denied", "reason": "No", "message": "not you"}]}));
+        assert_eq!(seen(&json!({})), None);
+        assert_eq!(seen(&json!({"conditions": [{"type": "Approved"}]})), None);
+        assert_eq!(seen(&json!({"certificate": "UEVN"})), Some(Ok(b"PEM".to_vec())));
+        let denied = seen(&json!({"conditions": [{"type": "Denied", "reason": "No", "message": "not you"}]}));
         assert_eq!(denied, Some(Err("certificate signing request c was denied: No: not you".into())));
-        assert!(seen(json!({"certificate": "*"})).is_some_and(|r| r.is_err()));
+        assert!(seen(&json!({"certificate": "*"})).is_some_and(|r| r.is_err()));
     }
 
     #[tokio::test]
