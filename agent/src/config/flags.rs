@@ -2,9 +2,11 @@
 
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::Args;
 
+use super::duration;
 use super::labels::{Taint, parse_label};
 use super::network::NetworkArgs;
 use super::services::ServiceArgs;
@@ -28,6 +30,10 @@ pub struct RunArgs {
     /// Run the embedded API server too: one machine, no cluster. Without --kubeconfig, the node obeys that server
     #[arg(long)]
     pub standalone: bool,
+
+    /// How long the certificates of nodes live that the embedded API server issues, as 24h
+    #[arg(long, value_name = "DURATION", default_value = "8760h", value_parser = parse_duration, requires = "standalone")]
+    pub cluster_signing_duration: Duration,
 
     /// Images, volumes, certificates and everything else that outlives a reboot
     #[arg(long, value_name = "DIR", default_value = super::ROOT_DIR)]
@@ -73,6 +79,12 @@ pub struct RunArgs {
     /// How much to log: 0 one line for each transition, 4 for finding faults, 6 everything
     #[arg(long = "v", short = 'v', value_name = "LEVEL", default_value_t = 0)]
     pub verbosity: u8,
+}
+
+fn parse_duration(text: &str) -> Result<Duration, String> {
+    duration::parse(text)
+        .filter(|d| !d.is_zero())
+        .ok_or_else(|| format!("`{text}` is not a duration such as 30m or 24h"))
 }
 
 #[cfg(test)]

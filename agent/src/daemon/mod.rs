@@ -86,7 +86,7 @@ async fn run(args: &RunArgs, mut config: Config, access: Option<Access>) -> anyh
     let addresses = crate::node::facts::addresses(&config.node_ips);
     let server = match args.standalone {
         true => {
-            let wanted = server_config(&config, &addresses);
+            let wanted = server_config(args, &config, &addresses);
             if access.is_none() {
                 config.services.service_cidrs.clone_from(&wanted.service_cidrs);
             }
@@ -128,10 +128,11 @@ async fn run(args: &RunArgs, mut config: Config, access: Option<Access>) -> anyh
     Ok(())
 }
 
-fn server_config(config: &Config, addresses: &[IpAddr]) -> orlop_standalone::Config {
+fn server_config(args: &RunArgs, config: &Config, addresses: &[IpAddr]) -> orlop_standalone::Config {
     let dir = config.root_dir.join("standalone");
     let mut server = orlop_standalone::Config::new(&dir);
     server.advertise = addresses.first().copied();
+    server.signing.duration = args.cluster_signing_duration;
     server.names = vec![config.node_name.clone(), "127.0.0.1".to_owned(), "localhost".to_owned()];
     server.admin_kubeconfig = Some(dir.join("admin.kubeconfig"));
     server

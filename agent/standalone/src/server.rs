@@ -124,6 +124,7 @@ pub struct Server {
     url: String,
     pki: Arc<Pki>,
     admin: PathBuf,
+    signing: Signing,
     registry: Arc<Registry>,
     ending: CancellationToken,
     tasks: Vec<JoinHandle<()>>,
@@ -158,8 +159,11 @@ impl Server {
         let names = server_names(&config, advertised, &registry);
         let certificate = pki.issue(&Purpose::Server { names: &names })?;
         let (tls, certificates) = tls_of(&pki, certificate)?;
-        let client =
-            pki.issue(&Purpose::Client { name: "kube-apiserver-kubelet-client", group: "system:masters" })?;
+        let client = pki.issue(&Purpose::Client {
+            name: "kube-apiserver-kubelet-client",
+            group: "system:masters",
+            length: None,
+        })?;
         let nodes =
             NodeClient::new(client.cert_der, client.key_der).map_err(|e| StartError::Tls(e.to_string()))?;
         let tokens = Tokens::new(&pki.token_key).map_err(|e| StartError::Tls(format!("sa.key: {e}")))?;
@@ -178,7 +182,7 @@ impl Server {
             tokio::spawn(flush(Arc::clone(&registry))),
         ];
         tracing::info!(%url, data_dir = %config.data_dir.display(), "API server listens");
-        Ok(Self { address, url, pki, admin, registry, ending, tasks })
+        Ok(Self { address, url, pki, admin, signing: config.signing, registry, ending, tasks })
     }
 
     /// The URL under which nodes and clients reach the server.
@@ -206,7 +210,7 @@ impl Server {
     /// # Errors
     /// When the name makes no certificate.
     pub fn node_kubeconfig(&self, name: &str) -> Result<String, PkiError> {
-        for_node(&self.pki, &self.url, name)
+        for_node(&self.pki, &self.url, name, self.signing.duration)
     }
 
     /// Ends: watches stop, connections finish, everything is made durable.
@@ -241,7 +245,7 @@ pub fn node_kubeconfig(data_dir: &Path, name: &str) -> Result<String, PkiError> 
     let path = data_dir.join("url");
     let url =
         std::fs::read_to_string(&path).map_err(|source| PkiError::File { what: "read", path, source })?;
-    for_node(&Pki::open(data_dir)?, url.trim(), name)
+    for_node(&Pki::open(data_dir)?, url.trim(), name, Signing::default().duration)
 }
 
 /// What `orlop join --discovery-token-ca-cert-hash` pins, from the directory of a server that need not run.
@@ -252,14 +256,16 @@ pub fn ca_hash(data_dir: &Path) -> Result<String, PkiError> {
     Pki::open(data_dir)?.ca_hash()
 }
 
-fn for_node(pki: &Pki, url: &str, name: &str) -> Result<String, PkiError> {
+fn for_node(pki: &Pki, url: &str, name: &str, length: Duration) -> Result<String, PkiError> {
     let user = format!("system:node:{name}");
-    let issued = pki.issue(&Purpose::Client { name: &user, group: "system:nodes" })?;
+    let purpose = Purpose::Client { name: &user, group: "system:nodes", length: Some(length) };
+    let issued = pki.issue(&purpose)?;
     Ok(pki::kubeconfig(url, &pki.ca_pem, &user, &issued))
 }
 
 fn write_admin(pki: &Pki, url: &str, path: &Path) -> Result<(), PkiError> {
-    let issued = pki.issue(&Purpose::Client { name: "kubernetes-admin", group: "system:masters" })?;
+    let issued =
+        pki.issue(&Purpose::Client { name: "kubernetes-admin", group: "system:masters", length: None })?;
     let text = pki::kubeconfig(url, &pki.ca_pem, "kubernetes-admin", &issued);
     pki::write_atomically(path, text.as_bytes(), 0o600)
 }

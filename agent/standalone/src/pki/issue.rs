@@ -1,12 +1,14 @@
 //! Issues certificates.
 
+use std::time::{Duration, SystemTime};
+
 use jiff::{SignedDuration, Timestamp};
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose,
 };
 
-use super::PkiError;
+use super::{PkiError, Validity};
 
 const CA_YEARS: i64 = 10;
 const LEAF_DAYS: i64 = 365;
@@ -25,6 +27,8 @@ pub enum Purpose<'a> {
         name: &'a str,
         /// Its group.
         group: &'a str,
+        /// How long it lives; none for a year.
+        length: Option<Duration>,
     },
 }
 
@@ -95,7 +99,16 @@ pub(super) fn issue(ca_pem: &str, ca_key: &KeyPair, purpose: &Purpose<'_>) -> Re
     params.distinguished_name.push(DnType::CommonName, common_name);
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
     params.use_authority_key_identifier_extension = true;
-    validity(&mut params, SignedDuration::from_hours(LEAF_DAYS * 24));
+    match purpose {
+        Purpose::Client { length: Some(length), .. } => {
+            let validity = Validity::starting(SystemTime::now(), *length);
+            params.not_before = validity.not_before.into();
+            params.not_after = validity.not_after.into();
+        }
+        Purpose::Client { length: None, .. } | Purpose::Server { .. } => {
+            validity(&mut params, SignedDuration::from_hours(LEAF_DAYS * 24));
+        }
+    }
     let cert = params.signed_by(&key, &issuer).map_err(failed(common_name))?;
     Ok(Issued {
         cert_pem: cert.pem(),
