@@ -37,6 +37,9 @@ use crate::config::Config;
 /// What others may know of this node's object; `None` until it is registered.
 pub type Registered = watch::Receiver<Option<Arc<NodeView>>>;
 
+/// How long the first look at the node's parts may take before its Node says that it is not over.
+const FIRST_LOOK: Duration = Duration::from_secs(10);
+
 /// The task, before it runs.
 pub struct NodeTask {
     client: Client,
@@ -84,6 +87,10 @@ impl NodeTask {
     /// Runs until dropped. Cancel-safe: every request stands for itself.
     pub async fn run(mut self) {
         self.register().await;
+        // A Node that is Ready from an earlier life of this daemon must not be told that it is not, only because nobody has
+        // looked yet. The Lease says meanwhile that it lives.
+        let known = self.inputs.wait_for(|inputs| *inputs != NodeConditions::default());
+        let _looked_or_not = tokio::time::timeout(FIRST_LOOK, known).await;
         let (changes, mut changed) = mpsc::channel(8);
         let selection = Selection::all(NODES).fields(format!("metadata.name={}", self.config.node_name));
         let mut watching = pin!(api_watch::watch(self.client.clone(), selection, NodeView::decode, changes));

@@ -245,7 +245,15 @@ async fn serve() -> (Fake, Shared) {
 }
 
 fn start(fake: &Fake, config: Config) -> (watch::Sender<NodeConditions>, Registered) {
-    let (inputs, receiver) = watch::channel(healthy());
+    start_with(fake, config, healthy())
+}
+
+fn start_with(
+    fake: &Fake,
+    config: Config,
+    known: NodeConditions,
+) -> (watch::Sender<NodeConditions>, Registered) {
+    let (inputs, receiver) = watch::channel(known);
     let (events, send) = Events::new(fake.client(), "n1".into());
     tokio::spawn(send);
     let (task, registered) = NodeTask::new(fake.client(), Arc::new(config), receiver, events);
@@ -284,6 +292,32 @@ async fn a_node_registers_and_follows_its_conditions() {
     inputs.send_modify(|i| i.network = Health::NotReady { message: "cni plugin not initialized".into() });
     let node = ready(&mut registered, "False").await;
     assert!(node.conditions[3].message.contains("cni plugin not initialized"));
+}
+
+#[tokio::test]
+async fn a_node_that_was_ready_stays_so_while_its_parts_are_not_looked_at_yet() {
+    let (fake, cluster) = serve().await;
+    let conditions = json!([{"type": "Ready", "status": "True"}]);
+    cluster.lock().expect("unpoisoned").node =
+        Some(json!({"metadata": {"name": "n1", "uid": "old"}, "status": {"conditions": conditions}}));
+    let (inputs, mut registered) = start_with(&fake, config(""), NodeConditions::default());
+    ready(&mut registered, "True").await;
+    let statuses = || {
+        let patches = fake.seen().into_iter().filter(|seen| seen.path.ends_with("/status"));
+        patches.map(|seen| seen.json()["status"]["conditions"][3]["status"].clone()).collect::<Vec<_>>()
+    };
+    // Time enough to say something rash.
+    let said = async {
+        while statuses().is_empty() {
+            tokio::task::yield_now().await;
+        }
+    };
+    assert!(tokio::time::timeout(Duration::from_millis(100), said).await.is_err(), "{:?}", statuses());
+    inputs.send_replace(healthy());
+    while statuses().is_empty() {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(statuses(), ["True"]);
 }
 
 #[tokio::test]
