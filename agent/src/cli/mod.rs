@@ -30,6 +30,11 @@ struct Cli {
 enum Command {
     /// Be the node: run pods, connect them, program services, report to the API server
     Run(Box<crate::config::flags::RunArgs>),
+    /// Join this machine to a cluster as a node, as kubeadm does
+    #[command(after_help = crate::join::failure::exit_codes())]
+    Join(Box<crate::join::args::JoinArgs>),
+    /// Undo a join: end the service and the pods, and remove everything of orlop's from this machine
+    Reset(crate::join::args::ResetArgs),
     /// List the pods and containers on this node
     Ps(ps::PsArgs),
     /// Print the output of a container
@@ -66,6 +71,8 @@ pub struct Dirs {
 pub fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Run(args) => crate::daemon::main(&args),
+        Command::Join(args) => return crate::join::main(&args),
+        Command::Reset(args) => return crate::join::reset::main(&args),
         Command::Ps(args) => ps::run(&args),
         Command::Logs(args) => crate::logs::cli::run(&args),
         Command::Exec(args) => return exec::main(&args),

@@ -233,22 +233,7 @@ impl Cgroups {
 
     /// SIGKILL to every process in the group and below it, then the group is removed. Gone already is success.
     pub fn kill_and_remove(&self, path: &Path) -> Result<(), CgroupError> {
-        let dirs = self.dirs(path);
-        for round in 0..200 {
-            let mut alive = false;
-            for dir in &dirs {
-                alive |= kill_tree(dir)?;
-            }
-            if !alive {
-                break;
-            }
-            // A killed process leaves its cgroup when it is reaped; version 1 announces nothing for that.
-            std::thread::sleep(Duration::from_millis(if round < 20 { 1 } else { 10 }));
-        }
-        for dir in &dirs {
-            remove_tree(dir)?;
-        }
-        Ok(())
+        kill_and_remove(&self.dirs(path))
     }
 
     fn dirs(&self, path: &Path) -> Vec<PathBuf> {
@@ -257,6 +242,25 @@ impl Cgroups {
             Version::V1 { mounts } => mounts.iter().map(|h| below(&h.mount, path)).collect(),
         }
     }
+}
+
+/// As [`Cgroups::kill_and_remove`], for one group by its directories in every hierarchy.
+pub fn kill_and_remove(dirs: &[PathBuf]) -> Result<(), CgroupError> {
+    for round in 0..200 {
+        let mut alive = false;
+        for dir in dirs {
+            alive |= kill_tree(dir)?;
+        }
+        if !alive {
+            break;
+        }
+        // A killed process leaves its cgroup when it is reaped; version 1 announces nothing for that.
+        std::thread::sleep(Duration::from_millis(if round < 20 { 1 } else { 10 }));
+    }
+    for dir in dirs {
+        remove_tree(dir)?;
+    }
+    Ok(())
 }
 
 fn below(mount: &Path, path: &Path) -> PathBuf {
