@@ -5,6 +5,7 @@
 //! - [`crossroads`]: nodes on two links with a router between.
 //! - [`gate`]: stops a transfer in its middle.
 //! - [`image`]: images made of Debian's busybox.
+//! - [`joining`]: machines that join a cluster.
 //! - [`registry`]: a real registry on a node's loopback.
 //! - [`leftovers`]: what a node leaves behind on the machine.
 //!
@@ -14,6 +15,7 @@ pub mod client;
 pub mod crossroads;
 pub mod gate;
 pub mod image;
+pub mod joining;
 pub mod leftovers;
 pub mod manifest;
 pub mod node;

@@ -430,7 +430,8 @@ pub(crate) fn hold_namespaces(name: &str, link: &str) -> anyhow::Result<Child> {
     Ok(child)
 }
 
-fn orlop_bin() -> PathBuf {
+/// The binary under test.
+pub fn orlop_bin() -> PathBuf {
     PathBuf::from(std::env::var_os("ORLOP_BIN").unwrap_or_else(|| "target/debug/orlop".into()))
 }
 

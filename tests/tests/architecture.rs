@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Pure modules: no clock, no I/O, no async.
-const PURE: [&str; 25] = [
+const PURE: [&str; 29] = [
     "agent/src/certificates/lifetime.rs",
     "agent/src/certificates/trouble.rs",
     "agent/src/pod/action.rs",
@@ -28,6 +28,10 @@ const PURE: [&str; 25] = [
     "agent/src/host/container/mod.rs",
     "agent/src/host/container/mounts.rs",
     "agent/src/host/container/privileges.rs",
+    "agent/src/join/cluster_info.rs",
+    "agent/src/join/pin.rs",
+    "agent/src/join/settings.rs",
+    "agent/src/join/token.rs",
     "agent/src/network/dns.rs",
     "agent/src/network/hosts.rs",
     "agent/src/network/service_env.rs",
