@@ -90,7 +90,8 @@ impl NodeTask {
         // A Node that is Ready from an earlier life of this daemon must not be told that it is not, only because nobody has
         // looked yet. The Lease says meanwhile that it lives.
         let known = self.inputs.wait_for(|inputs| *inputs != NodeConditions::default());
-        let _looked_or_not = tokio::time::timeout(FIRST_LOOK, known).await;
+        let looked = tokio::time::timeout(FIRST_LOOK, known).await.is_ok();
+        tracing::debug!(looked, "the node's parts were looked at, or take long");
         let (changes, mut changed) = mpsc::channel(8);
         let selection = Selection::all(NODES).fields(format!("metadata.name={}", self.config.node_name));
         let mut watching = pin!(api_watch::watch(self.client.clone(), selection, NodeView::decode, changes));
