@@ -3,6 +3,7 @@
 //! - [`node`]: a node with namespaces, directories and a cgroup root of its own; gone when dropped.
 //! - [`client`]: a small API client that speaks from inside a node's network namespace.
 //! - [`gate`]: stops a transfer in its middle.
+//! - [`guest`]: a machine that boots real systemd with cgroup version 2.
 //! - [`image`]: images made of Debian's busybox.
 //! - [`registry`]: a real registry on a node's loopback.
 //! - [`leftovers`]: what a node leaves behind on the machine.
@@ -11,6 +12,7 @@
 
 pub mod client;
 pub mod gate;
+pub mod guest;
 pub mod image;
 pub mod leftovers;
 pub mod manifest;

@@ -42,6 +42,11 @@ impl Node {
         Self::with_link(OWN_LINK)
     }
 
+    /// A prepared node on a link with a guest, which may join its server at [`SERVER`].
+    pub fn before_guest() -> anyhow::Result<Self> {
+        Self::with_link(GUEST_LINK)
+    }
+
     /// A prepared second node on a link with this one, which has a server.
     pub fn beside(&self) -> anyhow::Result<Self> {
         let node = Self::with_link("true")?;
@@ -52,8 +57,7 @@ impl Node {
 
     /// Writes a kubeconfig with which `node` may join this node's server; its path.
     pub fn kubeconfig_for(&self, node: &Node) -> anyhow::Result<String> {
-        let server = "https://192.0.2.2:6443";
-        let text = self.orlop(&["standalone", "kubeconfig", "--node", node.name(), "--server", server])?;
+        let text = self.orlop(&["standalone", "kubeconfig", "--node", node.name(), "--server", SERVER])?;
         let path = node.dir().join("etc/kubeconfig");
         fs::write(&path, text)?;
         Ok(path.display().to_string())
@@ -361,6 +365,14 @@ fn remove_cgroup(dir: &Path) {
     let _ = fs::remove_dir(dir);
 }
 
+/// Where a node's server is reached from the other end of its link.
+pub const SERVER: &str = "https://192.0.2.2:6443";
+/// A bridge with the other end of a guest's link, and a member that keeps it up while the guest is off.
+const GUEST_LINK: &str = "ip link add uplink0 type bridge && \
+    ip link add uplink1 type veth peer name uplink2 && ip link set uplink2 up && \
+    ip link set uplink1 master uplink0 up && ip addr add 192.0.2.2/24 dev uplink0 && ip link set uplink0 up && \
+    ip tuntap add dev guest0 mode tap && ip link set guest0 master uplink0 up && \
+    ip route add default via 192.0.2.1";
 /// A veth whose other end nobody serves yet, and a default route through it.
 const OWN_LINK: &str = "ip link add uplink0 type veth peer name uplink1 && ip addr add 192.0.2.2/24 dev uplink0 && \
     ip link set uplink0 up && ip link set uplink1 up && ip route add default via 192.0.2.1";
