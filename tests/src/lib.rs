@@ -4,6 +4,7 @@
 //! - [`client`]: a small API client that speaks from inside a node's network namespace.
 //! - [`crossroads`]: nodes on two links with a router between.
 //! - [`gate`]: stops a transfer in its middle.
+//! - [`guest`]: a machine that boots real systemd with cgroup version 2.
 //! - [`image`]: images made of Debian's busybox.
 //! - [`joining`]: machines that join a cluster.
 //! - [`registry`]: a real registry on a node's loopback.
@@ -14,6 +15,7 @@
 pub mod client;
 pub mod crossroads;
 pub mod gate;
+pub mod guest;
 pub mod image;
 pub mod joining;
 pub mod leftovers;

@@ -46,6 +46,11 @@ impl Node {
         Ok(node)
     }
 
+    /// A prepared node on a link with a guest, which may join its server at [`SERVER`].
+    pub fn before_guest() -> anyhow::Result<Self> {
+        Self::with_link(GUEST_LINK)
+    }
+
     /// A prepared second node on a link with this one, which has a server.
     pub fn beside(&self) -> anyhow::Result<Self> {
         let mut node = Self::with_link("true")?;
@@ -383,6 +388,14 @@ fn remove_cgroup(dir: &Path) {
     let _ = fs::remove_dir(dir);
 }
 
+/// Where a node's server is reached from the other end of its link.
+pub const SERVER: &str = "https://192.0.2.2:6443";
+/// A bridge with the other end of a guest's link, and a member that keeps it up while the guest is off.
+const GUEST_LINK: &str = "ip link add uplink0 type bridge && \
+    ip link add uplink1 type veth peer name uplink2 && ip link set uplink2 up && \
+    ip link set uplink1 master uplink0 up && ip addr add 192.0.2.2/24 dev uplink0 && ip link set uplink0 up && \
+    ip tuntap add dev guest0 mode tap && ip link set guest0 master uplink0 up && \
+    ip route add default via 192.0.2.1";
 /// A veth whose other end nobody serves yet, and a default route through it.
 const OWN_LINK: &str = "ip link add uplink0 type veth peer name uplink1 && ip addr add 192.0.2.2/24 dev uplink0 && \
     ip link set uplink0 up && ip link set uplink1 up && ip route add default via 192.0.2.1";

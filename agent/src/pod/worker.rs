@@ -88,13 +88,15 @@ struct Worker<H, R> {
 }
 
 /// What must outlive the daemon even while no API server answers: a pod that is going, or has ended, must not come up
-/// again, and its deadline counts from its first start.
+/// again, its deadline counts from its first start, and its restarts are counted on after a boot.
 #[derive(PartialEq, Eq)]
 struct Kept {
     deletion: Option<Timestamp>,
     grace: Option<Duration>,
     phase: Phase,
     generation: Option<i64>,
+    /// Of all containers together; it only grows.
+    restarts: u32,
 }
 
 /// Actions being carried out. Dropping it drops them.
@@ -142,6 +144,7 @@ impl<H: Host, R: Reporter> Worker<H, R> {
             grace: metadata.deletion_grace_period,
             phase: status.phase,
             generation: metadata.generation,
+            restarts: status.restarts(),
         };
         // What the host keeps from the sandbox's creation is enough for a pod that is coming up.
         let coming_up = kept.phase == Phase::Pending && kept.deletion.is_none();

@@ -63,6 +63,15 @@ pub struct PodStatus {
     pub qos_class: Option<QosClass>,
 }
 
+impl PodStatus {
+    /// The restarts of all containers together.
+    pub fn restarts(&self) -> u32 {
+        let lists =
+            [&self.init_container_statuses, &self.container_statuses, &self.ephemeral_container_statuses];
+        lists.into_iter().flatten().fold(0, |sum, one| sum.saturating_add(one.restart_count))
+    }
+}
+
 /// An address in a list of the API.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IpEntry {

@@ -179,6 +179,7 @@ impl Host for FakeNode {
         let mut residents = self.residents.lock().unwrap();
         residents.retain(|p| p.uid() != pod.uid());
         residents.push(Arc::clone(pod));
+        self.changed.send_modify(|n| *n += 1);
     }
 
     async fn residents(&self) -> Vec<Arc<Pod>> {

@@ -123,6 +123,22 @@ async fn shutdown_leaves_the_pod_alone_and_the_next_worker_goes_on() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn every_restart_is_remembered_for_the_next_boot() {
+    let node = FakeNode::new();
+    let work = work(&node, named("web", "u", &json!({})));
+    work.up().await;
+    let remembered = |n: &FakeNode| {
+        let residents = n.residents.lock().unwrap();
+        residents.first().map(|pod| pod.status.container_statuses[0].restart_count)
+    };
+    node.until("the pod is remembered", |n| remembered(n) == Some(0)).await;
+    for count in 1..3 {
+        node.happen("u", |world, now| world.exit("a", 1, now));
+        node.until("the restart is remembered", |n| remembered(n) == Some(count)).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_change_of_the_node_is_reported() {
     let node = FakeNode::new();
     let work = work(&node, named("web", "u", &json!({"hostNetwork": true})));
