@@ -361,7 +361,7 @@ async fn receive(http: &Http, request: Request) -> Result<Answer, HttpError> {
 }
 
 fn parse(body: &[u8]) -> Result<ClusterInfo, Failure> {
-    let object: Value = serde_json::from_slice(body).map_err(|e| not_understood(e.to_string()))?;
+    let object: Value = serde_json::from_slice(body).map_err(not_understood)?;
     ClusterInfo::of(&object).map_err(not_understood)
 }
 
@@ -370,11 +370,11 @@ fn fits(pins: &[Pin], cluster: &Cluster) -> Result<bool, Failure> {
     Ok(found.iter().any(|hash| pins.contains(hash)))
 }
 
-fn not_understood(reason: String) -> Failure {
+fn not_understood(reason: impl std::fmt::Display) -> Failure {
     Failure::new(Exit::Cluster, format!("cluster-info is not understood: {reason}"))
 }
 
-fn not_the_clusters(tls: String) -> Failure {
+fn not_the_clusters(tls: impl std::fmt::Display) -> Failure {
     Failure::new(Exit::NotAuthentic, format!("the server is not vouched for by the cluster's CA: {tls}"))
         .advise("see whether the endpoint is the API server, and whether its certificate names this address")
 }

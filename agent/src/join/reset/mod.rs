@@ -83,7 +83,7 @@ fn reset(args: &ResetArgs) -> anyhow::Result<()> {
     if !args.force && !asked()? {
         bail!("nothing was removed");
     }
-    remove(args, remains)
+    remove(args, &remains)
 }
 
 /// The units are those of the usual places; a node kept elsewhere has none of them.
@@ -140,7 +140,7 @@ fn describe(remains: &Remains) -> Vec<String> {
     lines
 }
 
-fn remove(args: &ResetArgs, remains: Remains) -> anyhow::Result<()> {
+fn remove(args: &ResetArgs, remains: &Remains) -> anyhow::Result<()> {
     let mut failures = Vec::new();
     let mut attempt = |what: &str, result: Result<(), String>| {
         if let Err(error) = result {

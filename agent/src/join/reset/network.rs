@@ -68,7 +68,7 @@ pub fn remove(places: &Places) -> Result<(), String> {
     }))
 }
 
-fn text(error: orlop_cni::netlink::NetlinkError) -> String {
+fn text(error: impl std::fmt::Display) -> String {
     error.to_string()
 }
 
