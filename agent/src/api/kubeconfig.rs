@@ -40,12 +40,22 @@ pub enum Trust {
 }
 
 /// PEM text or where to find it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub enum PemSource {
     /// From the file itself (`...-data`).
     Inline(Vec<u8>),
     /// From another file, read again when it changes.
     File(PathBuf),
+}
+
+/// Without the text, which may be a private key: what is printed ends up in logs.
+impl std::fmt::Debug for PemSource {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Inline(pem) => write!(f, "Inline({} bytes)", pem.len()),
+            Self::File(path) => f.debug_tuple("File").field(path).finish(),
+        }
+    }
 }
 
 /// A client certificate and its key; both may be in one file.
@@ -58,12 +68,22 @@ pub struct CertificateSource {
 }
 
 /// A bearer token or where to find it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub enum TokenSource {
     /// The token.
     Inline(String),
     /// Read again every few seconds, since service account tokens rotate.
     File(PathBuf),
+}
+
+/// Without the token.
+impl std::fmt::Debug for TokenSource {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Inline(_) => f.write_str("Inline(..)"),
+            Self::File(path) => f.debug_tuple("File").field(path).finish(),
+        }
+    }
 }
 
 /// What is wrong with a kubeconfig.
@@ -350,6 +370,15 @@ users:
 
     fn file() -> &'static Path {
         Path::new("/etc/orlop/kubelet.conf")
+    }
+
+    #[test]
+    fn what_is_printed_for_people_holds_no_secret() {
+        let key = PemSource::Inline(b"key".to_vec());
+        let source = CertificateSource { certificate: PemSource::File("/c".into()), key };
+        let printed = format!("{source:?} {:?}", TokenSource::Inline("s3cret".into()));
+        assert!(!printed.contains("107, 101, 121") && !printed.contains("s3cret"), "{printed}");
+        assert!(printed.contains("/c") && printed.contains("3 bytes"), "{printed}");
     }
 
     #[test]

@@ -186,8 +186,10 @@ async fn a_renewed_certificate_is_preferred_to_the_kubeconfigs_own_if_the_cluste
     let dir = tempfile::tempdir().expect("a folder");
     let server = server(&dir.path().join("server"), Duration::from_secs(3600)).await;
     let current = dir.path().join("pki/client-current.pem");
-    joined(&server, &current).await;
     let inline = node_access(&server);
+    // Certificates are dated in whole seconds, and only a newer one is preferred.
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    joined(&server, &current).await;
     let (settled, file) = settle(inline.clone(), dir.path());
     assert_eq!(file.as_deref(), Some(current.as_path()));
     assert_ne!(settled.certificate, inline.certificate);

@@ -99,8 +99,7 @@ fn kubeadms_file_is_obeyed_and_only_what_is_lost_is_named() {
 #[test]
 fn certificates_come_as_the_file_and_the_flags_say() {
     let of = |flags: &str, lines: &str| {
-        let text = format!("apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\n{lines}");
-        let (file, _) = parse(&text).expect("valid");
+        let (file, _) = parse(lines).expect("valid");
         Config::build(&args(flags), file, "n").expect("consistent").certificates
     };
     let plain = of("--kubeconfig /etc/orlop/kubeconfig", "");

@@ -38,7 +38,7 @@ use crate::certificates::serving::ServingRotation;
 use crate::certificates::trouble;
 use crate::config::{Config, RunArgs};
 use crate::network::service_env::ServiceVariables;
-use crate::node::{LeaseTask, NodeTask, Registered};
+use crate::node::{LeaseTask, NodeConditions, NodeTask, Registered};
 use crate::pod::manager::{Manager, NodeWatch, Source, SourceEvent, SourceUpdate};
 use crate::pod::spec::Pod;
 use crate::pod::worker;
@@ -202,7 +202,7 @@ async fn start_node(
     let images = Arc::clone(&parts.images);
     let host = Arc::new(crate::host::NodeHost::open(parts).await.context("take the node over")?);
 
-    let (conditions, inputs) = watch::channel(node::seen_now(&network, &images).await);
+    let (conditions, inputs) = watch::channel(NodeConditions::default());
     let (node_task, registered) = NodeTask::new(client.clone(), Arc::clone(config), inputs, events);
     tasks.spawn("node", node_task.run());
     let lease = LeaseTask::new(

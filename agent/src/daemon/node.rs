@@ -107,8 +107,21 @@ impl Follow {
 
     /// As [`Self::take`].
     async fn health(&self) -> bool {
-        let conditions = seen_now(&self.network, &self.images).await;
-        let healthy = conditions.network == Health::Ready;
+        let network = match self.network.status().await {
+            Ok(()) => Health::Ready,
+            Err(message) => Health::NotReady { message },
+        };
+        let healthy = network == Health::Ready;
+        let images = self.images.list().unwrap_or_default();
+        let images = images
+            .into_iter()
+            .map(|image| NodeImage {
+                names: image.repo_digests.into_iter().chain(image.repo_tags).collect(),
+                size_bytes: image.size,
+            })
+            .collect();
+        let conditions =
+            NodeConditions { runtime: Health::Ready, network, images, ..NodeConditions::default() };
         self.conditions.send_if_modified(|known| {
             let changed = *known != conditions;
             *known = conditions;
@@ -116,22 +129,4 @@ impl Follow {
         });
         healthy
     }
-}
-
-/// The conditions as they are at this moment. The Node's task begins with them: one that knew nothing yet would tell the
-/// API server that a node with pods is not Ready, each time its daemon starts.
-pub async fn seen_now(network: &Network, images: &Store) -> NodeConditions {
-    let network = match network.status().await {
-        Ok(()) => Health::Ready,
-        Err(message) => Health::NotReady { message },
-    };
-    let images = images.list().unwrap_or_default();
-    let images = images
-        .into_iter()
-        .map(|image| NodeImage {
-            names: image.repo_digests.into_iter().chain(image.repo_tags).collect(),
-            size_bytes: image.size,
-        })
-        .collect();
-    NodeConditions { runtime: Health::Ready, network, images, ..NodeConditions::default() }
 }
