@@ -12,7 +12,7 @@ use orlop_tests::joining::{self, Invitation, KUBELET_CONFIG, config_dir, signing
 use orlop_tests::manifest::{PODS, is_ready, pod_path, sleeper};
 use orlop_tests::node::{Node, orlop_bin};
 use orlop_tests::{leftovers, require};
-use serde_json::json;
+use serde_json::{Value, json};
 
 const LONG: Duration = Duration::from_secs(60);
 const CLUSTER_INFO: &str = "/api/v1/namespaces/kube-public/configmaps/cluster-info";
@@ -182,6 +182,10 @@ fn a_reason_not_to_join_is_told_by_its_exit_code_and_leaves_nothing() -> anyhow:
     let secret = format!("/api/v1/namespaces/kube-system/secrets/bootstrap-token-{}", &brief.token[..6]);
     client.wait(&secret, LONG, |found| found.is_none().then_some(()))?;
     expect("expired token", &with(&|i| i.token.clone_from(&brief.token)), 5, "it has expired")?;
+    client
+        .create("/api/v1/namespaces/kube-system/secrets", &unsigning_token("bbbbbb", "cccccccccccccccc"))?;
+    let unsigning = with(&|i| i.token = "bbbbbb.cccccccccccccccc".into());
+    expect("token that does not sign", &unsigning, 5, "accepts token bbbbbb, and does not sign")?;
     let zeros = format!("sha256:{}", "0".repeat(64));
     expect("CA hash", &with(&|i| i.hash.clone_from(&zeros)), 6, &good.hash)?;
     expect(
@@ -225,6 +229,22 @@ fn a_reason_not_to_join_is_told_by_its_exit_code_and_leaves_nothing() -> anyhow:
         "a join that could not succeed has asked for a certificate"
     );
     Ok(())
+}
+
+/// A bootstrap token as `kubeadm token create --usages authentication` makes it.
+fn unsigning_token(id: &str, secret: &str) -> Value {
+    json!({
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "type": "bootstrap.kubernetes.io/token",
+        "metadata": { "name": format!("bootstrap-token-{id}"), "namespace": "kube-system" },
+        "stringData": {
+            "token-id": id,
+            "token-secret": secret,
+            "usage-bootstrap-authentication": "true",
+            "auth-extra-groups": "system:bootstrappers:kubeadm:default-node-token",
+        },
+    })
 }
 
 /// Disks that take nothing, or next to nothing.

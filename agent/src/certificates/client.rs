@@ -10,6 +10,7 @@
 //! A file that somebody replaces (`orlop join` again) is taken over in every state.
 
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -97,14 +98,22 @@ struct Current {
     since: Timestamp,
 }
 
+/// Keys of requests that are not signed yet: who asks again with one finds the same request.
+#[derive(Default)]
+struct Kept {
+    /// Asked for with the certificate.
+    own: Option<String>,
+    /// Asked for with the bootstrap credentials.
+    bootstrap: Option<String>,
+}
+
 impl ClientRotation {
     /// Runs as long as the daemon.
     pub async fn run(self) {
         let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE, LONGEST_PAUSE * 2);
         let mut identities = self.client.identity().watch();
         let mut current: Option<Current> = None;
-        // Kept until it is signed: who asks again with it finds the same request.
-        let mut key: Option<String> = None;
+        let mut kept = Kept::default();
         let mut told: Option<String> = None;
         loop {
             let Some(shown) = self.client.identity().newest() else { return };
@@ -118,16 +127,18 @@ impl ClientRotation {
             self.tell(&now_shown.said, now, &mut told);
             let wait = match self.next(now_shown, now) {
                 Next::Wait(wait) => wait,
-                Next::Renew(with) => match self.renew(&now_shown.said.user, with.as_ref(), &mut key).await {
-                    Ok(()) => {
-                        backoff.succeeded();
-                        continue;
+                Next::Renew(with) => {
+                    match self.renew(&now_shown.said, with.as_ref(), &mut kept, &mut told).await {
+                        Ok(()) => {
+                            backoff.succeeded();
+                            continue;
+                        }
+                        Err(error) => {
+                            tracing::warn!(%error, expires = %now_shown.said.lifetime.not_after, "the node's certificate is not renewed");
+                            backoff.failed(Instant::now(), random())
+                        }
                     }
-                    Err(error) => {
-                        tracing::warn!(%error, expires = %now_shown.said.lifetime.not_after, "the node's certificate is not renewed");
-                        backoff.failed(Instant::now(), random())
-                    }
-                },
+                }
             };
             // Cancel-safe: a watch channel keeps that it changed, and a pause is only a pause.
             tokio::select! {
@@ -174,18 +185,24 @@ impl ClientRotation {
             Standing::Valid => Next::Wait(pause(due.max(now + FIRST_PAUSE), now, LOOK_AGAIN)),
             // Only the clock can help.
             Standing::NotYet => Next::Wait(FIRST_PAUSE * 5),
-            Standing::Expired => match &self.bootstrap {
-                Some(path) if path.exists() => Next::Renew(Some(path.clone())),
-                _ => Next::Wait(FIRST_PAUSE * 5),
+            Standing::Expired => match self.bootstrap() {
+                Some(path) => Next::Renew(Some(path.clone())),
+                None => Next::Wait(FIRST_PAUSE * 5),
             },
         }
     }
 
+    /// The bootstrap kubeconfig, if it is there.
+    fn bootstrap(&self) -> Option<&PathBuf> {
+        self.bootstrap.as_ref().filter(|path| path.exists())
+    }
+
     async fn renew(
         &self,
-        user: &str,
+        said: &Said,
         bootstrap: Option<&PathBuf>,
-        kept: &mut Option<String>,
+        kept: &mut Kept,
+        told: &mut Option<String>,
     ) -> Result<(), RenewError> {
         let other = |e: &dyn std::fmt::Display| RenewError::Other(e.to_string());
         let client = match bootstrap {
@@ -195,30 +212,56 @@ impl ClientRotation {
                 Client::new(&access).map_err(|e| other(&e))?
             }
         };
-        let key = match kept.take() {
+        // Another asks for another: approvers look at who does.
+        let slot = if bootstrap.is_some() { &mut kept.bootstrap } else { &mut kept.own };
+        let key = match slot.take() {
             Some(key) => key,
             None => csr::new_key()?,
         };
-        let wanted = Wanted { signer: CLIENT_SIGNER, user, names: Vec::new() };
+        let wanted = Wanted { signer: CLIENT_SIGNER, user: &said.user, names: Vec::new() };
         let request = csr::request(&wanted, &key)?;
         let posted =
             || tracing::info!(request = request.name, "asked for a new certificate towards the API server");
-        let certificate = match tokio::time::timeout(PATIENCE, csr::obtain(&client, &request, posted)).await {
-            Ok(Ok(certificate)) => certificate,
-            Ok(Err(error)) => {
+        let asking = csr::obtain(&client, &request, posted);
+        let certificate = match self.answer(asking, said, bootstrap.is_none(), told).await {
+            Some(Ok(certificate)) => certificate,
+            Some(Err(error)) => {
                 if matches!(error, CsrError::Api(_)) {
-                    *kept = Some(key);
+                    *slot = Some(key);
                 }
                 return Err(error.into());
             }
-            Err(_) => {
-                *kept = Some(key);
+            None => {
+                *slot = Some(key);
                 return Err(RenewError::Undecided(request.name));
             }
         };
         let pair =
             file::pair(&certificate, key.as_bytes(), "the certificate that came").map_err(|e| other(&e))?;
         self.take(pair, &certificate, &key).map_err(|e| other(&e))
+    }
+
+    /// What comes of a request; none if nobody decides while it is worth waiting.
+    async fn answer<A: Future>(
+        &self,
+        asking: A,
+        said: &Said,
+        with_itself: bool,
+        told: &mut Option<String>,
+    ) -> Option<A::Output> {
+        let mut asking = pin!(asking);
+        let now = Timestamp::now();
+        let left = if with_itself { pause(said.lifetime.not_after, now, PATIENCE) } else { PATIENCE };
+        if let Ok(answer) = tokio::time::timeout(left, &mut asking).await {
+            return Some(answer);
+        }
+        // The certificate that asks may have ended meanwhile.
+        self.tell(said, Timestamp::now(), told);
+        if self.bootstrap().is_some() {
+            return None;
+        }
+        // What is open goes on, so the answer may come all the same.
+        tokio::time::timeout(PATIENCE.saturating_sub(left), asking).await.ok()
     }
 
     /// On the disk first: what is shown must survive.

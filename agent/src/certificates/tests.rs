@@ -1,12 +1,13 @@
 //! Renewal against the embedded API server, while everything else goes on.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine as _;
 use jiff::Timestamp;
-use orlop_standalone::{Server, Signing};
+use orlop_standalone::{Approval, Server, Signing};
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
 
@@ -18,7 +19,7 @@ use crate::api::client::{Client, PatchKind};
 use crate::api::csr::{self, CLIENT_SIGNER, Wanted};
 use crate::api::kubeconfig::{self, Access, CertificateSource, PemSource};
 use crate::api::list::Selection;
-use crate::api::path::{NODES, SECRETS, SERVICES};
+use crate::api::path::{CERTIFICATE_SIGNING_REQUESTS, NODES, SECRETS, SERVICES};
 use crate::api::watch::{Change, watch as watch_objects};
 use crate::node::NodeView;
 use crate::server::serving::ServingIdentity;
@@ -134,6 +135,21 @@ async fn a_certificate_is_renewed_while_a_watch_lives_on() {
     server.shutdown().await;
 }
 
+/// A kubeconfig with a bootstrap token, which is made.
+async fn bootstrap_kubeconfig(server: &Server) -> String {
+    let secret = json!({"metadata": {"name": "bootstrap-token-abcdef"}, "type": "bootstrap.kubernetes.io/token", "stringData": {
+        "token-id": "abcdef", "token-secret": "0123456789abcdef", "usage-bootstrap-authentication": "true",
+        "auth-extra-groups": "system:bootstrappers:kubeadm:default-node-token"}});
+    let _: Value =
+        admin(server).create(&SECRETS.collection(Some("kube-system")), &secret).await.expect("a token");
+    let ca = base64::engine::general_purpose::STANDARD.encode(server.ca_pem());
+    format!(
+        "{{clusters: [{{name: c, cluster: {{server: '{}', certificate-authority-data: {ca}}}}}], users: [{{name: u, user: {{token: \
+         abcdef.0123456789abcdef}}}}], contexts: [{{name: x, context: {{cluster: c, user: u}}}}], current-context: x}}",
+        server.url()
+    )
+}
+
 #[tokio::test]
 async fn a_node_whose_certificate_expired_comes_back_with_its_bootstrap_credentials() {
     let dir = tempfile::tempdir().expect("a folder");
@@ -152,19 +168,8 @@ async fn a_node_whose_certificate_expired_comes_back_with_its_bootstrap_credenti
     let nodes = NODES.collection(None);
     client.get::<Value>(&nodes).await.expect_err("an expired certificate is nobody's");
 
-    let secret = json!({"metadata": {"name": "bootstrap-token-abcdef"}, "type": "bootstrap.kubernetes.io/token", "stringData": {
-        "token-id": "abcdef", "token-secret": "0123456789abcdef", "usage-bootstrap-authentication": "true",
-        "auth-extra-groups": "system:bootstrappers:kubeadm:default-node-token"}});
-    let _: Value =
-        admin(&server).create(&SECRETS.collection(Some("kube-system")), &secret).await.expect("a token");
     let bootstrap = dir.path().join("bootstrap-kubeconfig");
-    let ca = base64::engine::general_purpose::STANDARD.encode(server.ca_pem());
-    let text = format!(
-        "{{clusters: [{{name: c, cluster: {{server: '{}', certificate-authority-data: {ca}}}}}], users: [{{name: u, user: {{token: \
-         abcdef.0123456789abcdef}}}}], contexts: [{{name: x, context: {{cluster: c, user: u}}}}], current-context: x}}",
-        server.url()
-    );
-    std::fs::write(&bootstrap, text).expect("written");
+    std::fs::write(&bootstrap, bootstrap_kubeconfig(&server).await).expect("written");
     let rotating =
         tokio::spawn(ClientRotation { bootstrap: Some(bootstrap), ..rotation(&client, &file) }.run());
     until("a new certificate", || {
@@ -177,6 +182,46 @@ async fn a_node_whose_certificate_expired_comes_back_with_its_bootstrap_credenti
         }
     };
     tokio::time::timeout(LONG, wait).await.expect("the same client is let in again");
+    rotating.abort();
+    server.shutdown().await;
+}
+
+/// The approver was away until the certificate ended.
+#[tokio::test]
+async fn a_request_that_nobody_decided_in_time_is_followed_by_one_with_the_bootstrap_credentials() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let (data, file) = (dir.path().join("server"), dir.path().join("pki/client.pem"));
+    let short = server(&data, Duration::from_secs(15)).await;
+    let access = joined(&short, &file).await;
+    short.shutdown().await;
+
+    let listen = "127.0.0.1:0".parse().expect("an address");
+    let signing = Signing { approval: Approval::Never, ..Signing::default() };
+    let config = orlop_standalone::Config { listen, signing, ..orlop_standalone::Config::new(&data) };
+    let server = Server::start(config).await.expect("a server");
+    let access = Access { server: node_access(&server).server, ..access };
+    let client = Client::new(&access).expect("a client");
+    let bootstrap = dir.path().join("bootstrap-kubeconfig");
+    std::fs::write(&bootstrap, bootstrap_kubeconfig(&server).await).expect("written");
+    let rotating =
+        tokio::spawn(ClientRotation { bootstrap: Some(bootstrap), ..rotation(&client, &file) }.run());
+
+    let admin = admin(&server);
+    let requests = CERTIFICATE_SIGNING_REQUESTS.collection(None);
+    let wait = async {
+        loop {
+            let list: Value = admin.get(&requests).await.expect("listed");
+            let pending = list["items"].as_array().into_iter().flatten();
+            let pending = pending.filter(|r| r["status"]["conditions"].is_null());
+            let askers: Vec<_> = pending.filter_map(|r| r["spec"]["username"].as_str()).collect();
+            if askers.contains(&"system:bootstrap:abcdef") {
+                return askers.iter().map(|&asker| asker.to_owned()).collect::<BTreeSet<_>>();
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    let askers = tokio::time::timeout(LONG, wait).await.expect("the second request");
+    assert_eq!(askers, ["system:bootstrap:abcdef", "system:node:n1"].map(str::to_owned).into());
     rotating.abort();
     server.shutdown().await;
 }

@@ -156,6 +156,7 @@ impl Asking<'_> {
     async fn by_token(&mut self, token: &BootstrapToken, pins: &[Pin]) -> Result<Cluster, Failure> {
         let anybody = client(Trust::Anyone);
         let unsigned_until = Instant::now() + SIGNING;
+        let mut accepted = false;
         let info = loop {
             let info = self.info(&anybody, None).await?.map_err(|tls| {
                 Failure::new(Exit::Unreachable, tls).advise("see whether this is the API server's port")
@@ -182,9 +183,10 @@ impl Asking<'_> {
                 }
             } else {
                 self.judge(signature, token, &cluster, pins).await?;
+                accepted = true;
             }
             self.progress.waiting(format!("cluster-info to be signed with token {}", token.id()));
-            self.pause(|| unknown_token(token)).await?;
+            self.pause(|| if accepted { not_signing(token) } else { unknown_token(token) }).await?;
         };
         let cluster = info.cluster().map_err(not_understood)?;
         if pins.is_empty() {
@@ -343,12 +345,12 @@ impl Asking<'_> {
     }
 
     async fn pause(&self, over: impl FnOnce() -> Failure) -> Result<(), Failure> {
-        let left = self.deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
+        // Without time for another question its silence would be told, which says nothing.
+        if self.deadline.saturating_duration_since(Instant::now()) < PAUSE * 2 {
             return Err(over());
         }
         // Nobody tells an outsider when a server is back or has signed: there is nothing to watch.
-        tokio::time::sleep(PAUSE.min(left)).await;
+        tokio::time::sleep(PAUSE).await;
         Ok(())
     }
 }
@@ -385,6 +387,18 @@ fn unknown_token(token: &BootstrapToken) -> Failure {
         token.id()
     );
     Failure::new(Exit::Token, what).advise(NEW_TOKEN)
+}
+
+/// The cluster takes the token as credentials, and nobody signs with it.
+fn not_signing(token: &BootstrapToken) -> Failure {
+    let what = format!(
+        "the cluster accepts token {}, and does not sign cluster-info with it: it was made without the usage `signing`, or \
+         the controller that signs does not run",
+        token.id()
+    );
+    Failure::new(Exit::Token, what).advise(
+        "make one for both: kubeadm token create --usages=signing,authentication; or use --discovery-file",
+    )
 }
 
 fn other_ca(cluster: &Cluster, pins: &[Pin]) -> Failure {

@@ -16,6 +16,10 @@ use super::super::spec::PullPolicy;
 /// For how long a failed pull shows as `ErrImagePull`, before `ImagePullBackOff` takes over.
 const SHOW_ERROR: Duration = Duration::from_secs(5);
 
+/// How soon an image that may not be pulled is looked for again. Another process brings it (`orlop image import`), and
+/// none tells.
+const LOOK_AGAIN: Duration = Duration::from_secs(10);
+
 /// What a container's next start needs of its image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::pod) enum Need<'a> {
@@ -67,7 +71,7 @@ pub(in crate::pod) fn blocked(facts: &Facts<'_>, container: &ContainerFacts<'_>)
                 "Container image \"{}\" is not present with pull policy of Never",
                 container.spec.image
             ),
-            until: None,
+            until: Some(later(facts.now, LOOK_AGAIN)),
             number: 0,
         }),
         Need::Pull => pull_failure(facts, &container.spec.image),

@@ -44,6 +44,23 @@ fn the_policy_says_whether_the_registry_is_asked() {
 }
 
 #[test]
+fn an_image_that_may_not_be_pulled_is_looked_for_again() {
+    let mut sim = Sim::up(&with_policy("Never"));
+    sim.seconds(60);
+    assert_eq!(sim.state("a"), "waiting ErrImageNeverPull");
+    let said = sim.events.iter().filter(|e| e.starts_with("ErrImageNeverPull")).count();
+    assert_eq!(said, 1, "looking again is no news");
+
+    // Somebody imports it, which the worker is not told.
+    let wake = sim.plan.as_ref().unwrap().wake_at.expect("a look is due");
+    store(&mut sim.world, "a:1", "1");
+    sim.now = wake;
+    sim.settle();
+    assert_eq!(sim.state("a"), "running");
+    assert_eq!(sim.plan.unwrap().wake_at, None);
+}
+
+#[test]
 fn always_means_before_every_start() {
     let mut sim = Sim::up(&with_policy("Always"));
     assert_eq!(sim.exit("a", 1), ["PullImage a:1", "StartContainer a/1"]);
