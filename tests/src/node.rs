@@ -281,6 +281,24 @@ impl Node {
         self.fetch_page(address, port, "/")
     }
 
+    /// Fetches until the page is as wanted, for 30 s: rules follow their objects a moment later, and a program listens a
+    /// moment after it was started.
+    pub fn answers(&self, (address, port): (&str, u16), wanted: &str) -> anyhow::Result<()> {
+        let start = Instant::now();
+        loop {
+            let page = self.fetch(address, port).unwrap_or_default();
+            if page.trim() == wanted {
+                return Ok(());
+            }
+            ensure!(
+                start.elapsed() < Duration::from_secs(30),
+                "{} asks {address}:{port} and gets {page:?}, not {wanted}",
+                self.name
+            );
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
     /// As [`Self::fetch`], of another page.
     pub fn fetch_page(&self, address: &str, port: u16, path: &str) -> anyhow::Result<String> {
         let script = format!(

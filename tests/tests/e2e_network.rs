@@ -53,8 +53,7 @@ fn a_host_port_is_reached_from_everywhere_and_given_once() -> anyhow::Result<()>
     client.create(PODS, &web("first"))?;
     ready(&mut node, &client, "first")?;
     for (place, address) in [(&outside, "192.0.2.2"), (&node, "192.0.2.2"), (&node, "127.0.0.1")] {
-        let page = place.fetch(address, 8088).with_context(|| format!("{} to {address}", place.name()))?;
-        ensure!(page.trim() == "first", "{} asked {address} and got {page:?}", place.name());
+        place.answers((address, 8088), "first")?;
     }
 
     client.create(PODS, &web("second"))?;
@@ -67,9 +66,7 @@ fn a_host_port_is_reached_from_everywhere_and_given_once() -> anyhow::Result<()>
     client.wait(&pod_path("first"), LONG, |pod| pod.is_none().then_some(()))?;
     client.create(PODS, &web("third"))?;
     ready(&mut node, &client, "third")?;
-    let page = outside.fetch("192.0.2.2", 8088)?;
-    ensure!(page.trim() == "third", "after the first has gone the port answers {page:?}");
-    Ok(())
+    outside.answers(("192.0.2.2", 8088), "third").context("after the first has gone")
 }
 
 #[test]
@@ -253,8 +250,7 @@ fn debians_chain_gives_a_pod_its_network_ports_and_limits() -> anyhow::Result<()
     ensure!(limits.contains("rate 80Mbit") && limits.contains("rate 40Mbit"), "{limits}");
     for (place, address) in [(&outside, "192.0.2.2"), (&node, "127.0.0.1"), (&node, address.as_str())] {
         let port = if address.starts_with("10.") { 8080 } else { 8088 };
-        let page = place.fetch(address, port)?;
-        ensure!(page.trim() == "theirs", "{} asked {address} and got {page:?}", place.name());
+        place.answers((address, port), "theirs")?;
     }
 
     // A daemon that starts again leaves the pod's network alone, and takes all of it back when the pod goes.

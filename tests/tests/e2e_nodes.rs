@@ -24,6 +24,16 @@ fn who(port: u16) -> String {
     )
 }
 
+/// A program listens a moment after it was started.
+fn wait_page(node: &Node, (address, port): (&str, u16)) -> anyhow::Result<()> {
+    let start = Instant::now();
+    while node.fetch_page(address, port, PAGE)?.is_empty() {
+        ensure!(start.elapsed() < LONG, "nobody answers at {address}:{port}: {}", node.log());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    Ok(())
+}
+
 /// `a` has the server and is on a link with `b`; `c` is on the other link.
 struct Cluster {
     crossroads: Crossroads,
@@ -83,8 +93,11 @@ impl Cluster {
             for name in [name.to_owned(), format!("on-{name}")] {
                 let seen = self.client.wait(&pod_path(&name), LONG, |p| p.filter(|p| is_ready(p)).cloned());
                 let seen = seen.with_context(|| node.log())?;
-                if !name.starts_with("on-") {
-                    self.pods.push(seen["status"]["podIP"].as_str().context("no podIP")?.to_owned());
+                let address = seen["status"]["podIP"].as_str().context("no podIP")?;
+                let on_node = name.starts_with("on-");
+                wait_page(node, (address, if on_node { NODE_PORT } else { PORT }))?;
+                if !on_node {
+                    self.pods.push(address.to_owned());
                 }
             }
         }

@@ -58,8 +58,8 @@ fn two_pods_behind_a_service_answer_and_leave_nothing() -> anyhow::Result<()> {
     let vip = service["spec"]["clusterIP"].as_str().context("no clusterIP")?;
 
     // From the node, from a pod to a pod, and through the service until both have answered.
-    let page = node.fetch(&addresses[0], 8080)?;
-    ensure!(page.trim() == "web-0", "page of web-0 is {page:?}");
+    node.answers((&addresses[0], 8080), "web-0")?;
+    node.answers((&addresses[1], 8080), "web-1")?;
     let script = format!("printf 'GET / HTTP/1.0\\r\\n\\r\\n' | nc -w 5 {} 8080 | tail -n 1", addresses[1]);
     let page = node.orlop(&["exec", "web-0", "--", "sh", "-c", &script])?;
     ensure!(page.trim() == "web-1", "page of web-1 is {page:?}");
@@ -319,7 +319,9 @@ fn a_restarted_daemon_leaves_the_network_of_every_pod_alone() -> anyhow::Result<
     }
     let mut addresses = vec![];
     for name in &names {
-        addresses.push(pod_ip(&wait_ready(&mut node, name)?)?);
+        let address = pod_ip(&wait_ready(&mut node, name)?)?;
+        node.answers((&address, 8080), name)?;
+        addresses.push(address);
     }
     for round in 0..4 {
         node.kill_daemon()?;

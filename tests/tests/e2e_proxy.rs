@@ -35,19 +35,6 @@ fn node_port_service(client: &Client) -> anyhow::Result<String> {
     Ok(service["spec"]["clusterIP"].as_str().context("no clusterIP")?.to_owned())
 }
 
-/// Fetches until the page is as wanted: rules follow their objects a moment later.
-fn eventually(node: &Node, (address, port): (&str, u16), wanted: &str) -> anyhow::Result<()> {
-    let start = Instant::now();
-    loop {
-        let page = node.fetch(address, port).unwrap_or_default();
-        if page.trim() == wanted {
-            return Ok(());
-        }
-        ensure!(start.elapsed() < LONG, "{address}:{port} answers {page:?}: {}", node.log());
-        std::thread::sleep(Duration::from_millis(50));
-    }
-}
-
 /// The whole answer to a GET from the node. The client keeps its half of the connection open until it has the answer.
 fn whole_page(node: &Node, (address, port): (&str, u64), path: &str) -> anyhow::Result<String> {
     let request = format!("printf 'GET {path} HTTP/1.0\\r\\n\\r\\n'");
@@ -63,9 +50,9 @@ fn a_node_port_answers_is_explained_and_survives_the_daemon() -> anyhow::Result<
     let vip = node_port_service(&client)?;
     let endpoint = web_pod(&client, &node, "web-0")?;
     let outside = node.beside()?;
-    eventually(&node, (NODE_IP, NODE_PORT), "web-0")?;
-    eventually(&outside, (NODE_IP, NODE_PORT), "web-0")?;
-    eventually(&node, (&vip, 80), "web-0")?;
+    node.answers((NODE_IP, NODE_PORT), "web-0")?;
+    outside.answers((NODE_IP, NODE_PORT), "web-0")?;
+    node.answers((&vip, 80), "web-0")?;
 
     let status = node.orlop(&["proxy", "status"])?;
     // `kubernetes` and `web`.
@@ -112,7 +99,7 @@ fn a_node_port_answers_is_explained_and_survives_the_daemon() -> anyhow::Result<
     for part in ["adopted=ip+ip6", "replaced=none", "added=0", "removed=0"] {
         ensure!(adoption.contains(part), "{part} is missing: {adoption}");
     }
-    eventually(&outside, (NODE_IP, NODE_PORT), "web-0")
+    outside.answers((NODE_IP, NODE_PORT), "web-0")
 }
 
 #[test]
@@ -165,12 +152,12 @@ fn node_ports_are_served_where_the_flags_say() -> anyhow::Result<()> {
     let client = node.client()?;
     let vip = node_port_service(&client)?;
     web_pod(&client, &node, "web-0")?;
-    eventually(&node, (&vip, 80), "web-0")?;
+    node.answers((&vip, 80), "web-0")?;
     let elsewhere = node.orlop(&["proxy", "explain", &format!("{NODE_IP}:{NODE_PORT}")])?;
     ensure!(elsewhere.contains("not a service"), "{elsewhere}");
     // An address that comes later is heard of.
     node.run_inside(&["ip", "addr", "add", "203.0.113.7/32", "dev", "lo"])?;
-    eventually(&node, ("203.0.113.7", NODE_PORT), "web-0")?;
+    node.answers(("203.0.113.7", NODE_PORT), "web-0")?;
     ensure!(node.fetch(NODE_IP, NODE_PORT)?.is_empty(), "only there");
     let explained = node.orlop(&["proxy", "explain", &format!("{vip}:80")])?;
     ensure!(explained.contains("masqueraded"), "{explained}");
