@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use clap::Command;
 use clap_complete::{Shell, generate_to};
 use clap_mangen::Man;
-use orlop::cli::manual::{EXIT_CODES, FILES, command};
+use orlop::cli::manual::{EXIT_CODES, FILES, command, join_exit_codes};
 
 fn main() -> io::Result<()> {
     let Some(dir) = std::env::args_os().nth(1).map(PathBuf::from) else {
@@ -40,12 +40,26 @@ fn main() -> io::Result<()> {
 fn page(command: &Command, name: &str, dir: &Path) -> io::Result<()> {
     let mut text = Vec::new();
     let title = name.to_uppercase();
-    let shown = command.clone().name(name.to_owned());
+    let mut shown = command.clone().name(name.to_owned());
+    let is_join = name == "orlop-join";
+    if is_join {
+        // The table of exit codes behind the help is a section here.
+        shown = shown.after_help("").after_long_help("");
+    }
     let man = Man::new(shown).title(title).section("8").manual("orlop").source(source());
     man.render(&mut text)?;
     if name == "orlop" {
         list(&mut text, "EXIT STATUS", EXIT_CODES)?;
         list(&mut text, "FILES", FILES)?;
+    }
+    if is_join {
+        let codes: Vec<(String, &str)> =
+            join_exit_codes().map(|(code, meaning)| (code.to_string(), meaning)).collect();
+        let codes: Vec<(&str, &str)> = [("0", "the node is Ready")]
+            .into_iter()
+            .chain(codes.iter().map(|(code, meaning)| (code.as_str(), *meaning)))
+            .collect();
+        list(&mut text, "EXIT STATUS", &codes)?;
     }
     fs::write(dir.join(format!("{name}.8")), text)?;
     for inner in command.get_subcommands().filter(|c| !c.is_hide_set()) {

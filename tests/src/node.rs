@@ -46,7 +46,7 @@ impl Node {
         Ok(node)
     }
 
-    /// A prepared node on a link with a guest, which may join its server at [`SERVER`].
+    /// A prepared node on a link with a guest, which may join its server.
     pub fn before_guest() -> anyhow::Result<Self> {
         Self::with_link(GUEST_LINK)
     }
@@ -406,8 +406,6 @@ fn remove_cgroup(dir: &Path) {
     let _ = fs::remove_dir(dir);
 }
 
-/// Where a node's server is reached from the other end of its link.
-pub const SERVER: &str = "https://192.0.2.2:6443";
 /// A bridge with the other end of a guest's link, and a member that keeps it up while the guest is off.
 const GUEST_LINK: &str = "ip link add uplink0 type bridge && \
     ip link add uplink1 type veth peer name uplink2 && ip link set uplink2 up && \

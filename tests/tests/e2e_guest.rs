@@ -14,16 +14,13 @@ use orlop_tests::client::Client;
 use orlop_tests::guest::Guest;
 use orlop_tests::guest::image::Image;
 use orlop_tests::manifest::{PODS, container, is_ready, pod_path, sleeper};
-use orlop_tests::node::{Node, SERVER};
+use orlop_tests::node::Node;
 use orlop_tests::{image, require};
 use serde_json::{Value, json};
 
 const LONG: Duration = Duration::from_secs(120);
 /// The guest's node, and its host name.
 const NODE: &str = "guest";
-const CONFIG: &str = "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\ncgroupDriver: systemd\n\
-    clusterDNS: [10.96.0.10]\nclusterDomain: cluster.local\n";
-
 #[test]
 fn a_node_under_systemd_keeps_its_pods() -> anyhow::Result<()> {
     require!();
@@ -80,7 +77,7 @@ impl Bench {
         outside.start()?;
         let client = outside.client()?;
         let files = tempfile::tempdir()?;
-        prepare_files(files.path(), &outside)?;
+        prepare_files(files.path())?;
         let guest = Guest::boot(image, &outside, files.path())?;
         Ok(Self { outside, client, guest, uid: String::new(), visitors: 0 })
     }
@@ -99,10 +96,11 @@ impl Bench {
     fn installs_and_joins(&mut self) -> anyhow::Result<()> {
         let guest = &mut self.guest;
         guest.ok("dpkg -i /files/first/orlop_*.deb")?;
-        guest.ok("install -m 0600 /files/kubeconfig /etc/orlop/kubeconfig && \
-                  install -m 0644 /files/config.yaml /etc/orlop/config.yaml")?;
         guest.ok("orlop image import /files/busybox.tar --tag localhost/busybox:test")?;
-        guest.ok("systemctl enable --now orlop && systemctl is-active orlop orlop-pods")?;
+        // The line that an administrator copies from the server's machine to this one.
+        let line = self.outside.orlop(&["standalone", "token", "create", "--print-join-command"])?;
+        guest.ok(line.trim())?;
+        guest.ok("systemctl is-active orlop orlop-pods && systemctl is-enabled orlop")?;
         self.client.wait(&node_path(), LONG, |node| node.filter(|node| is_ready(node)).map(drop))?;
         let mut pod = on_guest("steady");
         pod["spec"]["containers"][0]["resources"] = json!({"requests": {"cpu": "100m", "memory": "16Mi"}, "limits": {"cpu": "500m", "memory": "64Mi"}});
@@ -168,6 +166,7 @@ impl Bench {
     fn survives_a_stop(&mut self) -> anyhow::Result<()> {
         self.unchanged_by(|bench| {
             bench.guest.ok("systemctl stop orlop")?;
+            bench.guest.ok("journalctl -u orlop -n 5 | grep 'pods keep running'")?;
             let left = bench.guest.ok(&format!("cat {}/*/cgroup.procs", bench.pod_dir()))?;
             ensure!(!left.is_empty(), "the pod ended with the daemon");
             bench.guest.ok("systemctl start orlop")?;
@@ -360,7 +359,7 @@ fn ready_since(object: &Value) -> anyhow::Result<String> {
 }
 
 /// What the guest finds at `/files`.
-fn prepare_files(dir: &Path, outside: &Node) -> anyhow::Result<()> {
+fn prepare_files(dir: &Path) -> anyhow::Result<()> {
     let built = std::env::var_os("ORLOP_BIN").context("ORLOP_BIN")?;
     let work = tempfile::tempdir()?;
     let binary = work.path().join("orlop");
@@ -374,9 +373,7 @@ fn prepare_files(dir: &Path, outside: &Node) -> anyhow::Result<()> {
     fs::File::options().append(true).open(&binary)?.write_all(LATER.as_bytes())?;
     package(&binary, &dir.join("later"))?;
     image::busybox_archive(dir)?;
-    fs::write(dir.join("config.yaml"), CONFIG)?;
-    let kubeconfig = outside.orlop(&["standalone", "kubeconfig", "--node", NODE, "--server", SERVER])?;
-    Ok(fs::write(dir.join("kubeconfig"), kubeconfig)?)
+    Ok(())
 }
 
 /// A package with this binary in it.

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -97,7 +98,6 @@ fn a_machine_joins_runs_a_pod_and_is_reset() -> anyhow::Result<()> {
     for (file, mode) in
         [("joined/kubeconfig", 0o600), ("root/pki/client.pem", 0o600), ("joined/pki/ca.crt", 0o644)]
     {
-        use std::os::unix::fs::PermissionsExt;
         let found =
             fs::metadata(node.dir().join(file)).with_context(|| file.to_owned())?.permissions().mode();
         ensure!(found & 0o777 == mode, "{file} has mode {found:o}");
@@ -206,6 +206,11 @@ fn a_reason_not_to_join_is_told_by_its_exit_code_and_leaves_nothing() -> anyhow:
             "does not answer in time",
         )?;
     }
+    {
+        let _slow = slow_way(&node, 7446)?;
+        let slow = Invitation { endpoint: "127.0.0.1:7446".into(), ..good.clone() };
+        expect("slow server", &[slow.args(), vec!["--dry-run".into()]].concat(), 0, "would")?;
+    }
     if Command::new("openssl").arg("version").output().is_ok() {
         let _impostor = impostor(&node, &client)?;
         expect("tampered", &with(&|i| i.endpoint = "127.0.0.1:7443".into()), 7, "not vouched for")?;
@@ -229,6 +234,16 @@ fn a_reason_not_to_join_is_told_by_its_exit_code_and_leaves_nothing() -> anyhow:
         "a join that could not succeed has asked for a certificate"
     );
     Ok(())
+}
+
+/// A way to the server on which each connection takes a second.
+fn slow_way(node: &Node, port: u16) -> anyhow::Result<Background> {
+    let relay = node.dir().join("relay");
+    fs::write(&relay, "#!/bin/sh\nsleep 1\nexec /bin/busybox nc 192.0.2.2 6443\n")?;
+    fs::set_permissions(&relay, fs::Permissions::from_mode(0o755))?;
+    let way = Background::start(node, &format!("exec busybox nc -ll -p {port} -e {}", relay.display()))?;
+    wait_listening(node, port)?;
+    Ok(way)
 }
 
 /// A bootstrap token as `kubeadm token create --usages authentication` makes it.

@@ -125,6 +125,9 @@ fn the_debian_package_holds_the_list_and_its_scripts_spare_the_pods() -> anyhow:
     let owners = text(Command::new("dpkg-deb").arg("-c").arg(&package))?;
     assert!(owners.lines().all(|line| line.contains(" root/root ")), "{owners}");
     assert_eq!(fs::read(root.join("usr/bin/orlop"))?, fs::read("/bin/true")?);
+    let page = text(Command::new("gzip").arg("-dc").arg(root.join("usr/share/man/man8/orlop-join.8.gz")))?;
+    let codes = page.split("EXIT STATUS").nth(1).context("orlop-join.8 has no exit codes")?;
+    assert!(codes.contains("\\fB13\\fR") && codes.contains("not Ready in time"), "{codes}");
     assert!(
         fs::read_to_string(root.join("usr/lib/systemd/system/orlop.service"))?
             .contains("=/usr/bin/orlop run")

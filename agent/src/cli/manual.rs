@@ -5,7 +5,9 @@
 
 use clap::{Command, CommandFactory};
 
-/// Exit codes and what they mean.
+use crate::join::failure::Exit;
+
+/// Exit codes and what they mean; `orlop join` has more of its own ([`join_exit_codes`]).
 pub const EXIT_CODES: &[(&str, &str)] = &[
     ("0", "Done."),
     (
@@ -16,6 +18,11 @@ pub const EXIT_CODES: &[(&str, &str)] = &[
     ("130", "`orlop run` was told twice to stop and did not wait for its tasks. Pods run on."),
     ("N", "`orlop exec`: the exit code of the program that ran in the container."),
 ];
+
+/// Those of `orlop join`.
+pub fn join_exit_codes() -> impl Iterator<Item = (u8, &'static str)> {
+    Exit::ALL.into_iter().map(|exit| (exit as u8, exit.meaning()))
+}
 
 /// Files and directories.
 pub const FILES: &[(&str, &str)] = &[
