@@ -8,6 +8,7 @@ use serde_json::json;
 
 use super::document::*;
 use super::fields::{Class, FIELDS};
+use super::kubelet::KubeletConfiguration;
 use super::*;
 
 #[derive(Parser)]

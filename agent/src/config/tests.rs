@@ -1,7 +1,10 @@
 //! Files and flags in, configuration or a clear error out.
 
+use std::path::Path;
+
 use clap::Parser;
 
+use super::kubelet::KubeletConfiguration;
 use super::*;
 
 #[derive(Parser)]
