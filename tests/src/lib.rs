@@ -7,6 +7,7 @@
 //! - [`guest`]: a machine that boots real systemd with cgroup version 2.
 //! - [`image`]: images made of Debian's busybox.
 //! - [`joining`]: machines that join a cluster.
+//! - [`report`]: a benchmark's figures beside their goals.
 //! - [`registry`]: a real registry on a node's loopback.
 //! - [`leftovers`]: what a node leaves behind on the machine.
 //!
@@ -22,6 +23,7 @@ pub mod leftovers;
 pub mod manifest;
 pub mod node;
 pub mod registry;
+pub mod report;
 pub mod stats;
 
 /// Why a test cannot run here, if it cannot: printed as `SKIP <reason>` and counted by the runner.

@@ -3,10 +3,8 @@
 //! Owns: how each figure is taken; the command that does it is in `tests/bench`. Never: judges the machine (goals are
 //! printed beside the figures; a figure that misses its goal fails the run).
 
-use std::fs;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
@@ -16,8 +14,9 @@ use orlop_tests::client::{Client, Watch};
 use orlop_tests::joining::{self, Invitation};
 use orlop_tests::manifest::is_ready;
 use orlop_tests::node::Node;
-use orlop_tests::stats::{percentile, round};
-use serde_json::{Map, Value, json};
+use orlop_tests::report::{Figure, report};
+use orlop_tests::stats::percentile;
+use serde_json::{Value, json};
 
 const NODES: &str = "/api/v1/nodes";
 const LONG: Duration = Duration::from_secs(60);
@@ -32,13 +31,6 @@ const CONNECTIONS: usize = 1000;
 /// Where their other end listens, in the server's namespace.
 const SERVER: &str = "192.0.2.2";
 const PORT: u16 = 7000;
-
-/// A figure, its goal, and whether smaller is better (it always is).
-struct Figure {
-    name: &'static str,
-    value: f64,
-    goal: f64,
-}
 
 fn main() -> anyhow::Result<()> {
     if let Some(reason) = orlop_tests::cannot_run() {
@@ -55,7 +47,7 @@ fn main() -> anyhow::Result<()> {
     let command = joins(&client, &mut node, &invitation, &mut figures)?;
     starts(&client, &mut node, &command, &mut figures)?;
     restarts(&server, &client, &mut node, &command, &mut figures)?;
-    report(&figures)
+    report("join", &figures)
 }
 
 fn node_path(node: &Node) -> String {
@@ -293,28 +285,4 @@ fn echo(listener: &TcpListener) -> anyhow::Result<usize> {
         thread.join().map_err(|_| anyhow::anyhow!("an echo panicked"))?;
     }
     Ok(count)
-}
-
-fn report(figures: &[Figure]) -> anyhow::Result<()> {
-    let values: Map<String, Value> =
-        figures.iter().map(|figure| (figure.name.to_owned(), json!(round(figure.value)))).collect();
-    let path = Path::new("target/bench/join.json");
-    fs::create_dir_all(path.parent().context("a folder")?)?;
-    fs::write(path, serde_json::to_string_pretty(&values)? + "\n")?;
-    println!("{:<28} {:>14} {:>14}", "figure", "measured", "goal");
-    let mut missed = vec![];
-    for figure in figures {
-        let fits = figure.value <= figure.goal;
-        let mark = if fits { "" } else { "MISSED" };
-        println!("{:<28} {:>14} {:>14}  {mark}", figure.name, round(figure.value), figure.goal);
-        if !fits {
-            missed.push(figure.name);
-        }
-    }
-    println!("written to {}", path.display());
-    if !missed.is_empty() {
-        eprintln!("bench: missed: {}", missed.join(", "));
-        std::process::exit(1);
-    }
-    Ok(())
 }

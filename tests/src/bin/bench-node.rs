@@ -4,15 +4,15 @@
 //! printed beside the figures; a figure that misses its goal fails the run).
 
 use std::fs;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use orlop_tests::client::Client;
 use orlop_tests::manifest::{PODS, is_ready, pod_path, sleeper};
 use orlop_tests::node::Node;
-use orlop_tests::stats::{percentile, round};
-use serde_json::{Map, Value, json};
+use orlop_tests::report::{Figure, report};
+use orlop_tests::stats::percentile;
+use serde_json::{Value, json};
 
 /// Pods side by side.
 const MANY: usize = 30;
@@ -20,13 +20,6 @@ const MANY: usize = 30;
 const ROW: usize = 50;
 /// How long idle CPU is measured.
 const IDLE: Duration = Duration::from_secs(30);
-
-/// A figure, its goal, and whether smaller is better (it always is).
-struct Figure {
-    name: &'static str,
-    value: f64,
-    goal: f64,
-}
 
 fn main() -> anyhow::Result<()> {
     if let Some(reason) = orlop_tests::cannot_run() {
@@ -51,7 +44,7 @@ fn main() -> anyhow::Result<()> {
     one_after_another(&client, &node, &mut figures)?;
     burst(&client, &node, &mut figures)?;
     idle_cpu(&node, &mut figures)?;
-    report(&figures)
+    report("node", &figures)
 }
 
 fn create(client: &Client, node: &Node, name: &str) -> anyhow::Result<()> {
@@ -170,33 +163,4 @@ fn supervisors(node: &Node) -> anyhow::Result<Vec<u32>> {
         pids.push(u32::try_from(record["pid"].as_u64().context("no pid")?)?);
     }
     Ok(pids)
-}
-
-fn report(figures: &[Figure]) -> anyhow::Result<()> {
-    let values: Map<String, Value> =
-        figures.iter().map(|figure| (figure.name.to_owned(), json!(round(figure.value)))).collect();
-    let path = Path::new("target/bench/node.json");
-    fs::create_dir_all(path.parent().context("a folder")?)?;
-    fs::write(path, serde_json::to_string_pretty(&values)? + "\n")?;
-    println!("{:<24} {:>14} {:>14}", "figure", "measured", "goal");
-    let mut missed = vec![];
-    for figure in figures {
-        let fits = figure.value <= figure.goal;
-        println!(
-            "{:<24} {:>14} {:>14}  {}",
-            figure.name,
-            round(figure.value),
-            figure.goal,
-            if fits { "" } else { "MISSED" }
-        );
-        if !fits {
-            missed.push(figure.name);
-        }
-    }
-    println!("written to {}", path.display());
-    if !missed.is_empty() {
-        eprintln!("bench: missed: {}", missed.join(", "));
-        std::process::exit(1);
-    }
-    Ok(())
 }
