@@ -220,7 +220,7 @@ fn install_debians(node: &Node, plugins: &[&str]) -> anyhow::Result<()> {
 /// The configuration of Debian's bridge with addresses of its own.
 fn debians_bridge(node: &Node) -> Value {
     json!({"type": "bridge", "bridge": "theirs0", "isDefaultGateway": true, "hairpinMode": true,
-        "ipam": {"type": "host-local", "ranges": [[{"subnet": "10.99.0.0/24"}]],
+        "ipam": {"type": "host-local", "ranges": [[{"subnet": "10.88.0.0/24"}]],
             "dataDir": node.dir().join("run/leases")}})
 }
 
@@ -245,7 +245,7 @@ fn debians_chain_gives_a_pod_its_network_ports_and_limits() -> anyhow::Result<()
     object["spec"]["containers"][0]["ports"] = json!([{"containerPort": 8080, "hostPort": 8088}]);
     client.create(PODS, &object)?;
     let address = pod_ip(&ready(&mut node, &client, "theirs")?)?;
-    ensure!(address.starts_with("10.99.0."), "the pod has {address}");
+    ensure!(address.starts_with("10.88.0."), "the pod has {address}");
     let limits = node.run_inside(&["tc", "qdisc", "show"])?;
     ensure!(limits.contains("rate 80Mbit") && limits.contains("rate 40Mbit"), "{limits}");
     for (place, address) in [(&outside, "192.0.2.2"), (&node, "127.0.0.1"), (&node, address.as_str())] {
@@ -367,7 +367,7 @@ fn the_node_is_ready_while_there_is_a_network_configuration() -> anyhow::Result<
     node.wait_ready()?;
     client.create(PODS, &sleeper("theirs"))?;
     let address = pod_ip(&ready(&mut node, &client, "theirs")?)?;
-    ensure!(address.starts_with("10.99.0."), "the pod has {address}");
+    ensure!(address.starts_with("10.88.0."), "the pod has {address}");
     fs::remove_file(conf)?;
     client.wait(&path, LONG, not_ready).with_context(|| node.log())?;
     client.delete(&pod_path("theirs"))?;
