@@ -58,6 +58,8 @@ struct State {
     sent: Option<PodStatus>,
     /// Resource version that the last PATCH made.
     sent_version: Option<u64>,
+    /// Whether this process has sent anything. Until then `sent` is what the object says.
+    told: bool,
     /// The driver knows of this slot.
     queued: bool,
     /// The object is gone; nothing more is sent.
@@ -102,14 +104,19 @@ impl ApiReporter {
     fn slot(&self, pod: &Arc<Pod>) -> Arc<Slot> {
         let mut slots = lock(&self.shared.slots);
         let slot = slots.entry(pod.uid().clone()).or_insert_with(|| {
-            let state = State { sent: Some(pod.status.clone()), ..State::default() };
             Arc::new(Slot {
                 pod: Mutex::new(Arc::clone(pod)),
-                state: Mutex::new(state),
+                state: Mutex::default(),
                 flight: Default::default(),
             })
         });
         *lock(&slot.pod) = Arc::clone(pod);
+        let mut state = lock(&slot.state);
+        if !state.told {
+            // What the node remembers of a pod from an earlier life holds a status that the server may never have got.
+            state.sent = Some(pod.status.clone());
+        }
+        drop(state);
         Arc::clone(slot)
     }
 }
@@ -197,6 +204,7 @@ impl State {
     fn taken(&mut self, status: PodStatus, version: Option<u64>) {
         self.sent = Some(status);
         self.sent_version = version;
+        self.told = true;
     }
 }
 
@@ -323,6 +331,20 @@ mod tests {
 
     fn taken(version: u64) -> Response {
         fake::json(200, &json!({"metadata":{"resourceVersion":version.to_string()}}))
+    }
+
+    /// A daemon killed between computing a status and sending it leaves the status on disk alone.
+    #[tokio::test]
+    async fn a_status_that_only_the_disk_knows_is_sent_when_the_object_says_another() {
+        let fake = Fake::start(|_| async { taken(7) }).await;
+        let reporter = reporter(&fake);
+        let mut remembered = Pod::clone(&pod());
+        remembered.status = status("running");
+        reporter.report(&Arc::new(remembered), status("running"));
+        reporter.report(&pod(), status("running"));
+        fake.wait_for(1).await;
+        reporter.delete(&pod(), status("running")).await.expect("deleted");
+        assert_eq!(messages(&fake), ["running"], "said once, when the object said otherwise");
     }
 
     #[tokio::test]
