@@ -117,8 +117,13 @@ impl NodeHost {
             pods.filter_map(|entry| entry.file_name().into_string().ok().map(PodUid::from)).collect();
         living.extend(self.supervisors.present());
         self.release_images_of_others(&living);
-        let living: Vec<PodUid> = living.into_iter().collect();
-        if let Err(error) = self.network.collect_garbage(&living).await {
+        // A pod whose detachment was written down holds no address any more: the links of a detached pod go in the background,
+        // its address after them, and the daemon may have been killed in between. One that was not attached to the end is
+        // attached anew.
+        let is_attached =
+            |uid: &PodUid| crate::network::AttachedNetwork::read(&self.supervisors.dir(uid)).is_some();
+        let attached: Vec<PodUid> = living.into_iter().filter(is_attached).collect();
+        if let Err(error) = self.network.collect_garbage(&attached).await {
             tracing::warn!(%error, "cannot free what vanished pods held of the network");
         }
     }
