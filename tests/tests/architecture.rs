@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Pure modules: no clock, no I/O, no async.
-const PURE: [&str; 29] = [
+const PURE: [&str; 30] = [
     "agent/src/certificates/lifetime.rs",
     "agent/src/certificates/trouble.rs",
     "agent/src/pod/action.rs",
@@ -22,6 +22,7 @@ const PURE: [&str; 29] = [
     "agent/src/pod/restart",
     "agent/src/pod/spec",
     "agent/src/pod/status",
+    "agent/src/pod/sysctls.rs",
     "agent/src/pod/wanted.rs",
     "agent/src/host/cgroup/resources.rs",
     "agent/src/host/container/env.rs",

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use orlop_tests::manifest::{PODS, is_ready, pod, pod_path};
+use orlop_tests::manifest::{PODS, is_ready, pod, pod_path, sleeper};
 use orlop_tests::node::Node;
 use orlop_tests::require;
 use serde_json::{Value, json};
@@ -159,5 +159,39 @@ fn a_field_that_is_not_supported_is_told_and_one_that_isolates_keeps_the_pod_fro
         "the status does not say so: {:#}",
         pod["status"]
     );
+    Ok(())
+}
+
+#[test]
+fn unsafe_sysctls_run_only_where_the_node_allows_them() -> anyhow::Result<()> {
+    require!();
+    let mut node = Node::prepared()?;
+    node.configure("allowedUnsafeSysctls: [net.core.*]\n")?;
+    node.import_busybox()?;
+    node.start()?;
+    let client = node.client()?;
+    let cases = [
+        ("safe", "net.ipv4.ip_unprivileged_port_start", "81"),
+        ("allowed", "net.core.somaxconn", "82"),
+        ("forbidden", "kernel.msgmax", "4096"),
+    ];
+    for (name, sysctl, value) in cases {
+        let mut object = sleeper(name);
+        object["spec"]["securityContext"] = json!({"sysctls": [{"name": sysctl, "value": value}]});
+        client.create(PODS, &object)?;
+    }
+    for (name, sysctl, value) in &cases[..2] {
+        client.wait(&pod_path(name), Duration::from_secs(30), |pod| {
+            pod.filter(|pod| is_ready(pod)).map(|_| ())
+        })?;
+        let file = format!("/proc/sys/{}", sysctl.replace('.', "/"));
+        let have = node.orlop(&["exec", name, "--", "cat", &file])?;
+        ensure!(have.trim() == *value, "{name}: {sysctl} is {have:?}");
+    }
+    let status = client.wait(&pod_path("forbidden"), Duration::from_secs(30), |pod| {
+        pod.map(|pod| &pod["status"]).filter(|status| status["phase"] == "Failed").cloned()
+    })?;
+    ensure!(status["reason"] == "SysctlForbidden", "{status}");
+    ensure!(status["message"] == "forbidden sysctl: \"kernel.msgmax\" not allowlisted", "{status}");
     Ok(())
 }

@@ -84,7 +84,7 @@ impl Config {
             certificates: certificates(args, &file),
             dns: dns(&file),
             cgroups: cgroups(&file),
-            pods: pods(&file),
+            pods: pods(&file, path)?,
             logs: logs(&file),
             node: node(args, &file)?,
             images: images(args, &file),
@@ -229,16 +229,21 @@ fn cgroups(file: &KubeletConfiguration) -> Cgroups {
     Cgroups { root: file.cgroup_root.trim_matches('/').to_owned(), driver: file.cgroup_driver }
 }
 
-fn pods(file: &KubeletConfiguration) -> Pods {
+fn pods(file: &KubeletConfiguration, path: &Path) -> Result<Pods, ConfigError> {
     let longest = Duration::from_secs(300);
-    Pods {
+    let sysctls = Sysctls::allow(&file.allowed_unsafe_sysctls).map_err(|error| ConfigError::Field {
+        file: path.to_owned(),
+        field: "allowedUnsafeSysctls".to_owned(),
+        reason: error.to_string(),
+    })?;
+    Ok(Pods {
         max: file.max_pods.filter(|n| *n != 0).unwrap_or(110),
         per_core: file.pods_per_core.unwrap_or(0),
         pids_limit: file.pod_pids_limit.and_then(|n| u64::try_from(n).ok()).filter(|n| *n > 0),
         max_restart_backoff: file.crash_loop_back_off.max_container_restart_period.or(longest),
-        allowed_unsafe_sysctls: file.allowed_unsafe_sysctls.clone(),
+        sysctls,
         seccomp_default: file.seccomp_default.unwrap_or(false),
-    }
+    })
 }
 
 fn logs(file: &KubeletConfiguration) -> Logs {

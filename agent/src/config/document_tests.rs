@@ -144,7 +144,7 @@ fn directories_are_read_in_order_and_only_conf_files() {
 fn example(path: &str) -> serde_json::Value {
     match path {
         "clusterDNS" => json!(["10.0.0.1"]),
-        "allowedUnsafeSysctls" => json!(["a"]),
+        "allowedUnsafeSysctls" => json!(["net.core.*"]),
         "tlsCipherSuites" => json!(["a"]),
         "podCIDR" => json!("10.0.0.0/24"),
         "cgroupDriver" => json!("systemd"),

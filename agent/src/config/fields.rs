@@ -72,7 +72,7 @@ pub fn is_parent(path: &str) -> bool {
 #[rustfmt::skip]
 pub const FIELDS: &[Field] = &[
     f(Obeyed, "address", r#""0.0.0.0""#, "Address of the node's server."),
-    f(Warned, "allowedUnsafeSysctls", "", "Every sysctl of a namespace that the pod has to itself is allowed, and none of the node."),
+    f(Obeyed, "allowedUnsafeSysctls", "", "Sysctls, and prefixes with * at the end, that pods may set beside the safe ones; only those of a namespace of the pod."),
     f(Obeyed, "authentication.anonymous.enabled", "false", "Requests without credentials are those of system:anonymous."),
     f(Obeyed, "authentication.webhook.cacheTTL", r#""2m""#, "How long the API server's word on a bearer token is believed."),
     f(Obeyed, "authentication.webhook.enabled", "true", "Bearer tokens are asked about at the API server."),

@@ -38,6 +38,7 @@ use services::Services;
 use threshold::Threshold;
 
 use crate::pod::quantity::Quantity;
+use crate::pod::sysctls::Sysctls;
 
 /// Where everything that outlives a reboot is, if nobody says otherwise.
 pub const ROOT_DIR: &str = "/var/lib/orlop";
@@ -212,8 +213,8 @@ pub struct Pods {
     pub pids_limit: Option<u64>,
     /// `crashLoopBackOff.maxContainerRestartPeriod`.
     pub max_restart_backoff: Duration,
-    /// `allowedUnsafeSysctls`, patterns with `*` at the end included.
-    pub allowed_unsafe_sysctls: Vec<String>,
+    /// What they may set; `allowedUnsafeSysctls` included.
+    pub sysctls: Sysctls,
     /// Whether RuntimeDefault is the seccomp profile of pods that name none.
     pub seccomp_default: bool,
 }

@@ -129,6 +129,7 @@ pub fn allocatable(config: &Config) -> Allocatable {
         memory_bytes: amount("memory").units(),
         pods: amount("pods").units(),
         labels: config.node.labels.clone(),
+        sysctls: config.pods.sysctls.clone(),
     }
 }
 

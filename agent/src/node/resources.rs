@@ -83,7 +83,7 @@ mod tests {
             per_core,
             pids_limit: None,
             max_restart_backoff: Duration::from_secs(300),
-            allowed_unsafe_sysctls: vec![],
+            sysctls: crate::pod::sysctls::Sysctls::default(),
             seccomp_default: false,
         }
     }

@@ -1,12 +1,13 @@
 //! Whether the node takes a pod: a scheduler may have been wrong, late, or absent.
 //!
-//! Owns: the checks of CPU, memory, number of pods, node labels and host ports, with kubelet's reasons.
+//! Owns: the checks of sysctls, CPU, memory, number of pods, node labels and host ports, with kubelet's reasons.
 //! Never: remembers who was taken (that is `manager`).
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use super::spec::{Pod, Protocol};
+use super::sysctls::Sysctls;
 use super::wanted::Rejection;
 
 /// What the node offers to pods.
@@ -20,6 +21,8 @@ pub struct Allocatable {
     pub pods: u64,
     /// The Node's labels.
     pub labels: BTreeMap<String, String>,
+    /// What they may set.
+    pub sysctls: Sysctls,
 }
 
 /// Decides whether `pod` fits beside `others`, the pods that were taken and have not ended.
@@ -28,6 +31,9 @@ pub fn admit<'a>(
     others: impl Iterator<Item = &'a Pod> + Clone,
     node: &Allocatable,
 ) -> Result<(), Rejection> {
+    if let Some(message) = node.sysctls.forbidden(pod) {
+        return Err(Rejection { reason: "SysctlForbidden", message });
+    }
     check_labels(pod, node)?;
     check_host_ports(pod, others.clone())?;
     let count = others.clone().count() as u64;
@@ -125,6 +131,7 @@ fn host_ports(pod: &Pod) -> impl Iterator<Item = HostPort> {
 mod tests {
     use serde_json::{Value, json};
 
+    use super::super::spec::Sysctl;
     use super::*;
 
     fn pod(name: &str, cpu: &str, ports: &Value) -> Pod {
@@ -135,7 +142,7 @@ mod tests {
     }
 
     fn node() -> Allocatable {
-        Allocatable { cpu_millis: 1000, memory_bytes: 3 << 20, pods: 3, labels: BTreeMap::new() }
+        Allocatable { cpu_millis: 1000, memory_bytes: 3 << 20, pods: 3, ..Allocatable::default() }
     }
 
     fn reason(result: Result<(), Rejection>) -> &'static str {
@@ -173,6 +180,17 @@ mod tests {
         let labels = BTreeMap::from([("disk".to_owned(), "ssd".to_owned())]);
         let fitting = Allocatable { labels, ..node() };
         assert_eq!(reason(admit(&picky, std::iter::empty(), &fitting)), "taken");
+    }
+
+    #[test]
+    fn a_sysctl_that_could_hurt_other_pods_needs_the_nodes_leave() {
+        let mut tuned = pod("tuned", "1m", &json!([]));
+        let sysctl = Sysctl { name: "net.core.somaxconn".to_owned(), value: "9".to_owned() };
+        tuned.spec.security_context.sysctls.push(sysctl);
+        assert_eq!(reason(admit(&tuned, std::iter::empty(), &node())), "SysctlForbidden");
+        let sysctls = Sysctls::allow(&["net.core.*".to_owned()]).unwrap();
+        let allowing = Allocatable { sysctls, ..node() };
+        assert_eq!(reason(admit(&tuned, std::iter::empty(), &allowing)), "taken");
     }
 
     #[test]
