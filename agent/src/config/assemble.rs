@@ -25,7 +25,15 @@ impl Config {
     pub fn load(args: &RunArgs) -> Result<(Config, Vec<Notice>), ConfigError> {
         let hostname =
             nix::unistd::gethostname().map(|h| h.to_string_lossy().into_owned()).unwrap_or_default();
-        let document = Document::read(args)?;
+        Self::of(args, &Document::read(args)?, &hostname)
+    }
+
+    /// Like [`Config::load`], of files already read.
+    pub fn of(
+        args: &RunArgs,
+        document: &Document,
+        hostname: &str,
+    ) -> Result<(Config, Vec<Notice>), ConfigError> {
         let mut notices = document.judge()?;
         let proxy = match &args.proxy_config {
             None => None,
@@ -37,7 +45,7 @@ impl Config {
         };
         let proxy = proxy.as_ref().map(|(proxy, file)| (proxy, *file));
         let config =
-            Self::assemble(args, document.typed()?, proxy, &hostname).map_err(|error| match error {
+            Self::assemble(args, document.typed()?, proxy, hostname).map_err(|error| match error {
                 // The file to look into is the one that said so last.
                 ConfigError::Field { file, field, reason } if Some(&file) != args.proxy_config.as_ref() => {
                     let file = document.file_of(&field).map_or(file, Path::to_owned);

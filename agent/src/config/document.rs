@@ -82,9 +82,18 @@ impl Document {
     /// # Errors
     /// A file that cannot be read or understood, or a directory that is not there.
     pub fn read(args: &RunArgs) -> Result<Self, ConfigError> {
+        let text = args.config.as_deref().map(text_of).transpose()?;
+        Self::of(text.as_deref().unwrap_or_default(), args)
+    }
+
+    /// As [`Document::read`], where `--config` is not written yet and is going to say `text`.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn of(text: &str, args: &RunArgs) -> Result<Self, ConfigError> {
         let mut document = Self::default();
         if let Some(file) = &args.config {
-            document.add(&text_of(file)?, file, &Origin::File(file.clone()))?;
+            document.add(text, file, &Origin::File(file.clone()))?;
         }
         if let Some(dir) = &args.config_dir {
             for file in drop_ins(dir)? {

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use super::args::{CONFIG_DIR, Places};
 use super::files::MARK;
 use super::settings::Settings;
+use crate::config::document::Document;
 use crate::config::{Config, ROOT_DIR, RUN_DIR, RunArgs, kubelet};
 
 /// The config map that holds it.
@@ -102,9 +103,8 @@ pub fn adapt(text: &str, places: &Places, run: &Run, hostname: &str) -> Result<S
     }
     let adapted = serde_saphyr::to_string(&value).map_err(|error| error.to_string())?;
     let adapted = format!("{MARK}{adapted}");
-    let parsed = kubelet::parse(&adapted, &places.config());
-    let (parsed, _) = parsed.map_err(|error| error.to_string())?;
-    Config::build(&run.args, parsed, hostname).map_err(|error| error.to_string())?;
+    let document = Document::of(&adapted, &run.args).map_err(|error| error.to_string())?;
+    Config::of(&run.args, &document, hostname).map_err(|error| error.to_string())?;
     Ok(adapted)
 }
 
@@ -167,6 +167,12 @@ mod tests {
         assert!(!adapted.contains("clientCAFile"), "{adapted}");
         let error = adapt(&format!("{head}maxPods: many\n"), &places(), &run, "n1").expect_err("wrong");
         assert!(error.contains("maxPods"), "{error}");
+        // What the daemon would refuse when it starts is refused before there is anything to start.
+        let error = adapt(&format!("{head}runOnce: true\n"), &places(), &run, "n1").expect_err("unsafe");
+        assert!(error.contains("runOnce: this node cannot obey it"), "{error}");
+        let error = adapt(&format!("{head}allowedUnsafeSysctls: [vm.*]\n"), &places(), &run, "n1")
+            .expect_err("unsafe");
+        assert!(error.contains("allowedUnsafeSysctls: `vm.*` is not known"), "{error}");
         assert!(adapt("kind: Pod\n", &places(), &run, "n1").is_err());
     }
 }
