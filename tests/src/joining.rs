@@ -57,7 +57,7 @@ pub fn configure(client: &Client, node: &Node) -> anyhow::Result<()> {
 }
 
 /// Where a joined node has its configuration.
-pub fn config_dir(node: &Node) -> String {
+pub fn etc_dir(node: &Node) -> String {
     node.dir().join("joined").display().to_string()
 }
 
@@ -75,7 +75,7 @@ impl Joining {
             .command()
             .arg(orlop_bin())
             .args(args)
-            .args(["--skip-service", "--config-dir", &config_dir(node)])
+            .args(["--skip-service", "--etc-dir", &etc_dir(node)])
             .env("ORLOP_ROOT_DIR", node.dir().join("root"))
             .env("ORLOP_RUN_DIR", node.dir().join("run"))
             .stdin(Stdio::null())
@@ -140,7 +140,7 @@ pub fn start_daemon(node: &mut Node, command: &[String]) -> anyhow::Result<()> {
 
 /// `orlop reset --force` on a node.
 pub fn reset(node: &Node) -> anyhow::Result<Output> {
-    node.orlop_output(&["reset", "--force", "--config-dir", &config_dir(node)])
+    node.orlop_output(&["reset", "--force", "--etc-dir", &etc_dir(node)])
 }
 
 /// The names of the certificate signing requests at a server.

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use orlop_tests::client::{Access, Client};
-use orlop_tests::joining::{self, Invitation, KUBELET_CONFIG, config_dir, signing_requests};
+use orlop_tests::joining::{self, Invitation, KUBELET_CONFIG, etc_dir, signing_requests};
 use orlop_tests::manifest::{PODS, is_ready, pod_path, sleeper};
 use orlop_tests::node::{Node, orlop_bin};
 use orlop_tests::{leftovers, require};
@@ -84,7 +84,7 @@ fn a_machine_joins_runs_a_pod_and_is_reset() -> anyhow::Result<()> {
     // A dry run says everything and does nothing.
     let (code, said) = attempt(&node, &[invitation.args(), vec!["--dry-run".into()]].concat())?;
     ensure!(code == Some(0) && said.contains("nothing was changed"), "{code:?}: {said}");
-    ensure!(!Path::new(&config_dir(&node)).exists() && signing_requests(&client)?.is_empty(), "{said}");
+    ensure!(!Path::new(&etc_dir(&node)).exists() && signing_requests(&client)?.is_empty(), "{said}");
 
     let said = joining::join(&mut node, &invitation.args())?;
     for phase in
@@ -93,7 +93,7 @@ fn a_machine_joins_runs_a_pod_and_is_reset() -> anyhow::Result<()> {
         ensure!(said.lines().filter(|line| line.starts_with(phase)).count() == 1, "{phase}: {said}");
     }
     ensure!(!said.contains(&invitation.token), "the token's secret is shown: {said}");
-    let config = fs::read_to_string(Path::new(&config_dir(&node)).join("config.yaml"))?;
+    let config = fs::read_to_string(Path::new(&etc_dir(&node)).join("config.yaml"))?;
     ensure!(config.contains(node.cgroup_root()), "not the cluster's configuration: {config}");
     for (file, mode) in
         [("joined/kubeconfig", 0o600), ("root/pki/client.pem", 0o600), ("joined/pki/ca.crt", 0o644)]
@@ -124,12 +124,12 @@ fn a_machine_joins_runs_a_pod_and_is_reset() -> anyhow::Result<()> {
         "asked for another certificate: {said}"
     );
 
-    let dry = node.orlop(&["reset", "--dry-run", "--config-dir", &config_dir(&node)])?;
+    let dry = node.orlop(&["reset", "--dry-run", "--etc-dir", &etc_dir(&node)])?;
     for what in [&format!("process {pid}"), "default/one", "joined/kubeconfig", "nftables table"] {
         ensure!(dry.contains(what), "reset does not say that it removes {what}: {dry}");
     }
     // Nobody says yes.
-    let output = node.orlop_output(&["reset", "--config-dir", &config_dir(&node)])?;
+    let output = node.orlop_output(&["reset", "--etc-dir", &etc_dir(&node)])?;
     ensure!(output.status.code() == Some(1), "{output:?}");
     ensure!(node.dir().join("joined/kubeconfig").exists(), "removed without a yes");
 
@@ -164,7 +164,7 @@ fn a_reason_not_to_join_is_told_by_its_exit_code_and_leaves_nothing() -> anyhow:
         let (code, said) = attempt(&node, args)?;
         ensure!(code == Some(wanted), "{what}: {code:?} instead of {wanted}: {said}");
         ensure!(said.contains(words), "{what}: nothing of {words:?}: {said}");
-        ensure!(!Path::new(&config_dir(&node)).exists(), "{what}: files stay");
+        ensure!(!Path::new(&etc_dir(&node)).exists(), "{what}: files stay");
         ensure!(!said.contains(&good.token[7..]), "{what}: a secret is shown: {said}");
         Ok(())
     };
@@ -275,7 +275,7 @@ fn disks(node: &Node, invitation: &Invitation, short: &str) -> anyhow::Result<()
         let (code, said) = attempt(node, &[invitation.args(), more.to_vec()].concat())?;
         ensure!(code == Some(11) && said.contains(words), "{name}: {code:?}: {said}");
         let left = node.run_inside(&["find", &place, "-mindepth", "1"])?;
-        ensure!(left.is_empty() && !Path::new(&config_dir(node)).exists(), "{name} leaves {left}");
+        ensure!(left.is_empty() && !Path::new(&etc_dir(node)).exists(), "{name} leaves {left}");
         node.run_inside(&["umount", &place])?;
     }
     Ok(())
@@ -395,7 +395,7 @@ fn a_denied_request_is_told_and_the_next_join_makes_another() -> anyhow::Result<
     for round in 1..=2 {
         let (code, said) = attempt(&node, &invitation.args())?;
         ensure!(code == Some(8) && said.contains("was denied"), "{code:?}: {said}");
-        ensure!(!Path::new(&config_dir(&node)).exists(), "files stay: {said}");
+        ensure!(!Path::new(&etc_dir(&node)).exists(), "files stay: {said}");
         ensure!(signing_requests(&server.client)?.len() == round, "{:?}", signing_requests(&server.client)?);
     }
     Ok(())
@@ -416,7 +416,7 @@ fn a_join_goes_on_once_its_request_is_approved() -> anyhow::Result<()> {
     let [name] = &names[..] else { anyhow::bail!("{names:?}: {said}") };
     ensure!(code == Some(9), "{code:?}: {said}");
     ensure!(said.contains(&format!("kubectl certificate approve {name}")), "{said}");
-    ensure!(!Path::new(&config_dir(&node)).exists(), "files stay: {said}");
+    ensure!(!Path::new(&etc_dir(&node)).exists(), "files stay: {said}");
 
     approve(&server.client, name)?;
     let said = joining::join(&mut node, &invitation.args())?;

@@ -10,14 +10,14 @@ use crate::config::duration;
 use crate::config::{ROOT_DIR, RUN_DIR};
 
 /// Where the node's configuration is, if nobody says otherwise; the unit reads it there.
-pub const CONFIG_DIR: &str = "/etc/orlop";
+pub const ETC_DIR: &str = "/etc/orlop";
 
 /// Where things are.
 #[derive(Debug, Clone, PartialEq, Eq, Args)]
 pub struct Places {
     /// Kubeconfig and configuration of the node
-    #[arg(long, value_name = "DIR", default_value = CONFIG_DIR, env = "ORLOP_CONFIG_DIR")]
-    pub config_dir: PathBuf,
+    #[arg(long, value_name = "DIR", default_value = ETC_DIR, env = "ORLOP_ETC_DIR")]
+    pub etc_dir: PathBuf,
     /// Images, volumes, certificates
     #[arg(long, value_name = "DIR", default_value = ROOT_DIR, env = "ORLOP_ROOT_DIR")]
     pub root_dir: PathBuf,
@@ -77,7 +77,7 @@ pub struct JoinArgs {
     #[arg(long)]
     pub skip_service: bool,
 
-    /// Keep the token as <config-dir>/bootstrap-kubeconfig, readable by root alone, so that a node which was off until its
+    /// Keep the token as <etc-dir>/bootstrap-kubeconfig, readable by root alone, so that a node which was off until its
     /// certificate expired can join again by itself, as long as the token holds
     #[arg(long)]
     pub keep_bootstrap_kubeconfig: bool,

@@ -147,7 +147,7 @@ mod tests {
     fn an_interrupted_join_asks_with_the_same_key() {
         let dir = tempfile::tempdir().expect("a directory");
         let places = Places {
-            config_dir: dir.path().join("etc"),
+            etc_dir: dir.path().join("etc"),
             root_dir: dir.path().join("root"),
             run_dir: dir.path().join("run"),
         };

@@ -8,7 +8,7 @@ use std::path::Path;
 use clap::Parser;
 use serde_json::{Value, json};
 
-use super::args::{CONFIG_DIR, Places};
+use super::args::{ETC_DIR, Places};
 use super::files::MARK;
 use super::settings::Settings;
 use crate::config::document::Document;
@@ -87,7 +87,7 @@ impl Run {
 
 /// Whether the unit finds the files where they are.
 pub fn is_the_units(places: &Places) -> bool {
-    places.config_dir == Path::new(CONFIG_DIR)
+    places.etc_dir == Path::new(ETC_DIR)
 }
 
 /// The text of the node's configuration, of what `kubelet-config` says.
@@ -114,7 +114,7 @@ mod tests {
     use crate::join::settings::{Discovery, Timeouts};
 
     fn places() -> Places {
-        Places { config_dir: "/etc/orlop".into(), root_dir: ROOT_DIR.into(), run_dir: RUN_DIR.into() }
+        Places { etc_dir: "/etc/orlop".into(), root_dir: ROOT_DIR.into(), run_dir: RUN_DIR.into() }
     }
 
     fn settings(name: Option<&str>, flags: &[&str]) -> Settings {

@@ -25,23 +25,23 @@ const ROOM: usize = 64 << 10;
 impl Places {
     /// The node's kubeconfig.
     pub fn kubeconfig(&self) -> PathBuf {
-        self.config_dir.join("kubeconfig")
+        self.etc_dir.join("kubeconfig")
     }
     /// The token as a kubeconfig, where it is kept.
     pub fn bootstrap_kubeconfig(&self) -> PathBuf {
-        self.config_dir.join("bootstrap-kubeconfig")
+        self.etc_dir.join("bootstrap-kubeconfig")
     }
     /// KubeletConfiguration.
     pub fn config(&self) -> PathBuf {
-        self.config_dir.join("config.yaml")
+        self.etc_dir.join("config.yaml")
     }
     /// Flags for the unit.
     pub fn environment(&self) -> PathBuf {
-        self.config_dir.join("join.env")
+        self.etc_dir.join("join.env")
     }
     /// The cluster's CA.
     pub fn ca(&self) -> PathBuf {
-        self.config_dir.join("pki/ca.crt")
+        self.etc_dir.join("pki/ca.crt")
     }
     /// The node's certificate and its key in one file, so that both are always of one pair.
     pub fn certificate(&self) -> PathBuf {
@@ -147,7 +147,7 @@ pub fn unwritten(what: &str, error: &io::Error) -> Failure {
             failure.advise("make room on this file system and join again; nothing was left behind")
         }
         io::ErrorKind::ReadOnlyFilesystem => failure.advise(
-            "mount it writable, or choose other places with --config-dir and --root-dir; nothing was left behind",
+            "mount it writable, or choose other places with --etc-dir and --root-dir; nothing was left behind",
         ),
         io::ErrorKind::PermissionDenied => failure.advise("run as root: sudo orlop join ..."),
         _ => failure.advise("nothing was left behind"),

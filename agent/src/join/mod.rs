@@ -252,8 +252,8 @@ impl Plan<'_> {
         }
         let mut writes = Writes::default();
         for (dir, mode) in [
-            (places.config_dir.clone(), 0o755),
-            (places.config_dir.join("pki"), 0o755),
+            (places.etc_dir.clone(), 0o755),
+            (places.etc_dir.join("pki"), 0o755),
             (places.root_dir.clone(), 0o755),
             (places.root_dir.join("pki"), 0o700),
         ] {

@@ -2,7 +2,7 @@
 //! cluster.
 //!
 //! Owns: what is looked for, what is said before, and the order of removal. Never: touches what it did not name first, or a
-//! file below `<config-dir>` that `orlop join` did not write.
+//! file below `<etc-dir>` that `orlop join` did not write.
 //!
 //! Order: the service, the daemon, the pods, their network and rules, the files. Whatever fails is told at the end and the rest
 //! goes on; gone already is success, so that a second run is one too.
@@ -107,7 +107,7 @@ fn look(args: &ResetArgs) -> Remains {
     let places = &args.places;
     let below = |dir: &Path, names: &[&str]| names.iter().map(|name| dir.join(name)).collect::<Vec<_>>();
     let mut paths: Vec<PathBuf> =
-        places.all().into_iter().filter(|path| path.starts_with(&places.config_dir)).collect();
+        places.all().into_iter().filter(|path| path.starts_with(&places.etc_dir)).collect();
     // The CA is the cluster's own text; the rest says who wrote it.
     paths.retain(|path| path.exists() && (*path == places.ca() || !is_foreign(path)));
     paths.extend(below(&places.root_dir, &ROOT));
@@ -187,8 +187,8 @@ fn remove(args: &ResetArgs, remains: &Remains) -> anyhow::Result<()> {
         attempt("file", result);
     }
     for dir in [
-        places.config_dir.join("pki"),
-        places.config_dir.clone(),
+        places.etc_dir.join("pki"),
+        places.etc_dir.clone(),
         places.root_dir.clone(),
         places.run_dir.clone(),
     ] {
@@ -286,7 +286,7 @@ mod tests {
             force: true,
             dry_run: false,
             pod_logs_dir: at("logs"),
-            places: Places { config_dir: at("etc"), root_dir: at("root"), run_dir: at("run") },
+            places: Places { etc_dir: at("etc"), root_dir: at("root"), run_dir: at("run") },
         };
         let mut named = look(&args).paths;
         named.sort();

@@ -140,7 +140,7 @@ mod tests {
     fn pods_are_found_with_and_without_a_supervisor() {
         let dir = tempfile::tempdir().expect("a directory");
         let places = Places {
-            config_dir: dir.path().join("etc"),
+            etc_dir: dir.path().join("etc"),
             root_dir: dir.path().join("root"),
             run_dir: dir.path().join("run"),
         };
