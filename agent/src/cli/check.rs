@@ -22,6 +22,9 @@ pub struct CheckArgs {
     /// Checks whose errors are shown as warnings, by name (Swap, Port-10250, ...), or `all`
     #[arg(long, value_name = "CHECKS", value_delimiter = ',')]
     ignore_preflight_errors: Vec<String>,
+    /// Images, volumes, certificates, as `orlop run` has them
+    #[arg(long, value_name = "DIR", default_value = crate::config::ROOT_DIR, env = "ORLOP_ROOT_DIR")]
+    root_dir: PathBuf,
     /// Live state of the node, as `orlop run` has it
     #[arg(long, value_name = "DIR", default_value = crate::config::RUN_DIR, env = "ORLOP_RUN_DIR")]
     run_dir: PathBuf,
@@ -29,7 +32,7 @@ pub struct CheckArgs {
 
 /// Looks at everything and prints it. Exit code 1 if the node cannot run here.
 pub fn main(args: &CheckArgs) -> ExitCode {
-    let mut findings = preflight::findings(&args.run_dir);
+    let mut findings = preflight::findings(&args.root_dir, &args.run_dir);
     if let Some(endpoint) = &args.endpoint {
         findings.push(crate::join::discovery::clock(endpoint));
     }

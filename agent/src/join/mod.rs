@@ -117,7 +117,7 @@ fn settings(args: &JoinArgs, progress: &mut Progress) -> Result<Settings, Failur
 
 /// The first phase: this machine.
 fn check(settings: &Settings, places: &Places, progress: &mut Progress) -> Result<(), Failure> {
-    let mut findings = preflight::findings(&places.run_dir);
+    let mut findings = preflight::findings(&places.root_dir, &places.run_dir);
     findings.extend([places.config(), places.environment()].into_iter().filter(|path| is_foreign(path)).map(
         |path| {
             let name = format!("FileAvailable-{}", path.display().to_string().replace('/', "-"));
@@ -325,22 +325,26 @@ impl Plan<'_> {
         }
     }
 
-    /// The service; the moment from which its reports count.
-    fn start(&self, progress: &mut Progress) -> Result<Timestamp, Failure> {
+    /// The service; the moment from which its reports count. None: a daemon that this join did not start is there, and what
+    /// it has reported holds.
+    fn start(&self, progress: &mut Progress) -> Result<Option<Timestamp>, Failure> {
         let now = Timestamp::now();
         if self.is_managed() {
             service::enable_and_restart()?;
             progress.phase("service", format!("{} is enabled and starts", service::UNIT));
-        } else {
-            progress.phase(
-                "service",
-                format!("not started by this command; run: {}", self.run.command(&self.args.places)),
-            );
+            return Ok(Some(now));
         }
-        Ok(now)
+        let command = self.run.command(&self.args.places);
+        if preflight::is_running(&self.args.places.run_dir) {
+            progress
+                .phase("service", format!("runs already; if it is not the same, end it and run: {command}"));
+            return Ok(None);
+        }
+        progress.phase("service", format!("not started by this command; run: {command}"));
+        Ok(Some(now))
     }
 
-    async fn wait(&self, since: Timestamp, progress: &mut Progress) -> Result<(), Failure> {
+    async fn wait(&self, since: Option<Timestamp>, progress: &mut Progress) -> Result<(), Failure> {
         let limit = self.settings.timeouts.ready;
         if limit.is_zero() {
             progress.phase("ready", format!("not waited for: node {} has joined", self.node));

@@ -17,14 +17,15 @@ use crate::api::list::Selection;
 use crate::api::path::NODES;
 use crate::api::watch::{Change, watch};
 
-/// Waits for a Ready condition that was posted at or after `since`: what an earlier life of this node said does not count.
+/// Waits for a Ready condition that was posted at or after `since`, where there is such a moment: what an earlier life of this
+/// node said does not count.
 ///
 /// # Errors
 /// When the time is over: what was missing last.
 pub async fn wait(
     kubeconfig: &Path,
     node: &str,
-    since: Timestamp,
+    since: Option<Timestamp>,
     limit: Duration,
     progress: &mut Progress,
 ) -> Result<(), Failure> {
@@ -93,11 +94,13 @@ impl Seen {
     }
 
     /// What is missing; `None` for nothing.
-    fn missing(self, since: Timestamp) -> Option<String> {
+    fn missing(self, since: Option<Timestamp>) -> Option<String> {
         let ready = self.status.conditions.into_iter().find(|condition| condition.kind == "Ready");
         let Some(ready) = ready else { return Some("it has not reported yet".to_owned()) };
         // The API's times are whole seconds.
-        if ready.last_heartbeat_time.is_none_or(|at| at.as_second() < since.as_second()) {
+        let is_old =
+            |since: Timestamp| ready.last_heartbeat_time.is_none_or(|at| at.as_second() < since.as_second());
+        if since.is_some_and(is_old) {
             return Some("it has not reported since it was started".to_owned());
         }
         match (ready.status.as_str(), ready.message) {
@@ -117,7 +120,7 @@ mod tests {
         let since: Timestamp = "2026-01-01T00:00:10.9Z".parse().expect("a time");
         let missing = |conditions: &str| {
             let json = format!(r#"{{"status":{{"conditions":[{conditions}]}}}}"#);
-            Seen::decode(&json).expect("decoded").missing(since)
+            Seen::decode(&json).expect("decoded").missing(Some(since))
         };
         let ready = |status: &str, at: &str| {
             format!(
@@ -129,5 +132,7 @@ mod tests {
         assert_eq!(old.as_deref(), Some("it has not reported since it was started"));
         assert_eq!(missing(&ready("False", "2026-01-01T00:00:10Z")).as_deref(), Some("no network"));
         assert_eq!(missing(&ready("True", "2026-01-01T00:00:10Z")), None);
+        let json = format!(r#"{{"status":{{"conditions":[{}]}}}}"#, ready("True", "2026-01-01T00:00:09Z"));
+        assert_eq!(Seen::decode(&json).expect("decoded").missing(None), None, "whoever runs has said so");
     }
 }

@@ -1,4 +1,4 @@
-//! What is on this machine beside the kernel: names, swap, the clock, ports that are taken.
+//! What is on this machine beside the kernel: names, swap, the clock, the disk, ports that are taken.
 //!
 //! Owns: these checks. Never: ends whoever is in the way; it is named.
 
@@ -10,18 +10,21 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use jiff::Timestamp;
+use nix::sys::statfs::{MSDOS_SUPER_MAGIC, NFS_SUPER_MAGIC, OVERLAYFS_SUPER_MAGIC, statfs};
 
 use super::Finding;
 use crate::services::control::SOCKET;
 
+/// The name of the finding about the root directory.
+const ROOT_DIR: &str = "RootDir";
 /// Certificates are usually good from five minutes before they were signed: a clock later than that cannot use them.
 const SKEW_FAIL: i64 = 300;
 /// Seconds.
 const SKEW_WARN: i64 = 30;
 
 /// Every check that needs nobody else.
-pub fn findings(run_dir: &Path) -> Vec<Finding> {
-    let mut findings = vec![swap(), hostname()];
+pub fn findings(root_dir: &Path, run_dir: &Path) -> Vec<Finding> {
+    let mut findings = vec![swap(), hostname(), disk(root_dir)];
     findings.extend(ports(run_dir));
     findings
 }
@@ -72,12 +75,44 @@ pub fn clock(server: Timestamp, here: Timestamp) -> Finding {
     }
 }
 
+/// Containers write into the upper layer of an overlay below the root directory, and not every file system can hold one.
+/// What is not there yet will be on the file system of the nearest directory that is.
+fn disk(root_dir: &Path) -> Finding {
+    let there = root_dir.ancestors().find(|dir| dir.exists()).unwrap_or(Path::new("/"));
+    let kind = match statfs(there) {
+        Ok(found) => found.filesystem_type(),
+        Err(errno) => {
+            let detail = format!("{} cannot be looked at: {}", there.display(), errno.desc());
+            return Finding::fail(ROOT_DIR, detail, "see mount(8)");
+        }
+    };
+    // Documentation/filesystems/overlayfs.rst: the upper layer needs trusted extended attributes and valid d_type.
+    let unfit = [
+        (OVERLAYFS_SUPER_MAGIC, "an overlay, which cannot hold the upper layer of another one"),
+        (NFS_SUPER_MAGIC, "NFS, which cannot hold the upper layer of an overlay"),
+        (MSDOS_SUPER_MAGIC, "FAT, which cannot hold the upper layer of an overlay"),
+    ];
+    match unfit.into_iter().find(|(magic, _)| *magic == kind) {
+        None => Finding::ok(ROOT_DIR, format!("{} can hold containers", root_dir.display())),
+        Some((_, why)) => Finding::fail(
+            ROOT_DIR,
+            format!("{} is on {why}", root_dir.display()),
+            "mount a disk with ext4 or xfs there, or choose another --root-dir",
+        ),
+    }
+}
+
+/// Whether a daemon of ours runs with this run directory.
+pub fn is_running(run_dir: &Path) -> bool {
+    UnixStream::connect(run_dir.join(SOCKET)).is_ok()
+}
+
 /// The ports of a node: its server, both health checks, the services' metrics.
 fn ports(run_dir: &Path) -> Vec<Finding> {
     let any = IpAddr::from(Ipv4Addr::UNSPECIFIED);
     let loopback = IpAddr::from(Ipv4Addr::LOCALHOST);
     // Our own daemon, if it runs, holds them by right.
-    let ours = UnixStream::connect(run_dir.join(SOCKET)).is_ok();
+    let ours = is_running(run_dir);
     [(any, 10250), (loopback, 10248), (any, 10256), (loopback, 10249)]
         .map(|(address, port)| taken(SocketAddr::new(address, port), ours))
         .into()

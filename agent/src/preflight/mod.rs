@@ -12,7 +12,7 @@ mod neighbours;
 
 use std::path::Path;
 
-pub use machine::clock;
+pub use machine::{clock, is_running};
 use serde::Serialize;
 
 /// How bad a finding is.
@@ -79,9 +79,9 @@ impl Finding {
 }
 
 /// Looks at everything that needs no API server.
-pub fn findings(run_dir: &Path) -> Vec<Finding> {
+pub fn findings(root_dir: &Path, run_dir: &Path) -> Vec<Finding> {
     let mut findings = kernel::findings();
-    findings.extend(machine::findings(run_dir));
+    findings.extend(machine::findings(root_dir, run_dir));
     findings.extend(neighbours::findings());
     findings
 }
@@ -108,13 +108,21 @@ mod tests {
 
     #[test]
     fn every_finding_has_a_name_of_its_own_and_says_what_to_do() {
-        let findings = findings(Path::new("/nonexistent"));
+        let nowhere = Path::new("/nonexistent");
+        let findings = findings(nowhere, nowhere);
         let names: std::collections::BTreeSet<_> =
             findings.iter().map(|finding| finding.name.clone()).collect();
         assert_eq!(names.len(), findings.len(), "{findings:?}");
-        for name in
-            ["IsPrivilegedUser", "Port-10250", "Port-10248", "Port-10256", "Swap", "Hostname", "Kubelet"]
-        {
+        for name in [
+            "IsPrivilegedUser",
+            "Port-10250",
+            "Port-10248",
+            "Port-10256",
+            "Swap",
+            "Hostname",
+            "Kubelet",
+            "RootDir",
+        ] {
             assert!(names.contains(name), "{name} is not looked at");
         }
         for finding in &findings {

@@ -15,6 +15,10 @@ use super::Finding;
 const KUBELET_CONF: &str = "/etc/kubernetes/kubelet.conf";
 const KUBELET_PODS: &str = "/var/lib/kubelet/pods";
 const KUBE_PROXY: &str = "kube-proxy";
+/// The tables of iptables (which has them in nf_tables) that kube-proxy writes to in its older mode.
+const IPTABLES: [&str; 3] = ["nat", "filter", "mangle"];
+/// The name of the finding about them.
+const RULES: &str = "KubeProxyRules";
 
 /// Every trace.
 pub fn findings() -> Vec<Finding> {
@@ -72,22 +76,45 @@ fn pods() -> Finding {
     }
 }
 
-/// kube-proxy's tables in nftables mode; they outlive it, and would go on translating addresses.
+/// What kube-proxy programmed outlives it, and would go on translating addresses.
 fn rules() -> Finding {
-    let name = "KubeProxyRules";
     let found = Netlink::open().map(|mut netlink| {
-        Family::ALL
-            .into_iter()
-            .any(|family| netlink.inspect(KUBE_PROXY, family).is_ok_and(|table| table.is_some()))
+        // A table that cannot be read is none of kube-proxy's.
+        let mut chains = |table: &str| -> Vec<String> {
+            let tables = Family::ALL.into_iter().filter_map(|family| netlink.inspect(table, family).ok()?);
+            tables.flat_map(|table| table.chains.into_keys()).collect()
+        };
+        let own = !chains(KUBE_PROXY).is_empty();
+        let older = |table: &&str| chains(table).iter().any(|chain| is_kube_proxys(chain));
+        (own, IPTABLES.into_iter().filter(older).collect::<Vec<_>>())
     });
     match found {
-        Ok(true) => Finding::warn(
-            name,
+        Ok((own, iptables)) => left_rules(own, &iptables),
+        Err(error) => Finding::warn(RULES, format!("cannot be looked for: {error}"), "run as root"),
+    }
+}
+
+/// The chains of kube-proxy in iptables mode, and those of kubelet's for it.
+fn is_kube_proxys(chain: &str) -> bool {
+    chain.starts_with("KUBE-")
+}
+
+fn left_rules(own: bool, iptables: &[&str]) -> Finding {
+    match (own, iptables) {
+        (false, []) => Finding::ok(RULES, "none of kube-proxy's"),
+        (true, []) => Finding::warn(
+            RULES,
             "kube-proxy has left nftables tables, which still translate service addresses",
             "orlop proxy cleanup",
         ),
-        Ok(false) => Finding::ok(name, "no tables of kube-proxy"),
-        Err(error) => Finding::warn(name, format!("cannot be looked for: {error}"), "run as root"),
+        (_, tables) => Finding::warn(
+            RULES,
+            format!(
+                "kube-proxy has left iptables chains (KUBE-... in {}), which still translate service addresses",
+                tables.join(", ")
+            ),
+            "reboot; or iptables-save | grep -v KUBE- | iptables-restore, the same with ip6tables, and orlop proxy cleanup",
+        ),
     }
 }
 
@@ -102,6 +129,18 @@ mod tests {
         let finding = program(own.trim_end(), "Kubelet", "end it");
         assert_eq!((finding.level, finding.advice.as_str()), (Level::Fail, "end it"));
         assert_eq!(program("no such program", "Kubelet", "").level, Level::Ok);
+    }
+
+    #[test]
+    fn rules_of_kube_proxy_are_named_by_what_removes_them() {
+        assert_eq!(left_rules(false, &[]).level, Level::Ok);
+        assert_eq!(left_rules(true, &[]).advice, "orlop proxy cleanup");
+        let older = left_rules(true, &["nat", "filter"]);
+        assert!(
+            older.detail.contains("in nat, filter") && older.advice.contains("iptables-save"),
+            "{older:?}"
+        );
+        assert!(is_kube_proxys("KUBE-SERVICES") && !is_kube_proxys("PREROUTING"));
     }
 
     #[test]
