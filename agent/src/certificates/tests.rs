@@ -94,7 +94,7 @@ fn name_of(json: &str) -> Result<String, String> {
 #[tokio::test]
 async fn a_certificate_is_renewed_while_a_watch_lives_on() {
     let dir = tempfile::tempdir().expect("a folder");
-    let server = server(&dir.path().join("server"), Duration::from_secs(30)).await;
+    let server = server(&dir.path().join("server"), Duration::from_secs(12)).await;
     let file = dir.path().join("pki/client.pem");
     let access = joined(&server, &file).await;
     let first = file::load(&file).expect("a pair").said.lifetime;
@@ -191,7 +191,7 @@ async fn a_node_whose_certificate_expired_comes_back_with_its_bootstrap_credenti
 async fn a_request_that_nobody_decided_in_time_is_followed_by_one_with_the_bootstrap_credentials() {
     let dir = tempfile::tempdir().expect("a folder");
     let (data, file) = (dir.path().join("server"), dir.path().join("pki/client.pem"));
-    let short = server(&data, Duration::from_secs(15)).await;
+    let short = server(&data, Duration::from_secs(8)).await;
     let access = joined(&short, &file).await;
     short.shutdown().await;
 
