@@ -42,6 +42,7 @@ fn a_node_under_systemd_keeps_its_pods() -> anyhow::Result<()> {
     bench.step("SIGKILL", Bench::survives_sigkill)?;
     bench.step("watchdog", Bench::survives_the_watchdog)?;
     bench.step("stop and start", Bench::survives_a_stop)?;
+    bench.step("a wrong clock", Bench::survives_a_wrong_clock)?;
     bench.step("reboot", Bench::comes_back_after_a_reboot)?;
     bench.step("power cut", Bench::comes_back_after_a_power_cut)?;
     bench.step("the last pod goes", Bench::leaves_nothing)
@@ -99,6 +100,17 @@ impl Bench {
         guest.ok("orlop image import /files/busybox.tar --tag localhost/busybox:test")?;
         // The line that an administrator copies from the server's machine to this one.
         let line = self.outside.orlop(&["standalone", "token", "create", "--print-join-command"])?;
+        // Boards without a clock of their own wake up long ago.
+        guest.ok(&by_days(-3000))?;
+        let early = guest.run(line.trim())?;
+        ensure!(
+            early.code == 3 && early.text.contains("the clock is wrong"),
+            "{}: {}",
+            early.code,
+            early.text
+        );
+        ensure!(early.text.contains("timedatectl"), "not said what to do: {}", early.text);
+        guest.ok(&by_days(3000))?;
         guest.ok(line.trim())?;
         guest.ok("systemctl is-active orlop orlop-pods && systemctl is-enabled orlop")?;
         self.client.wait(&node_path(), LONG, |node| node.filter(|node| is_ready(node)).map(drop))?;
@@ -170,6 +182,35 @@ impl Bench {
             let left = bench.guest.ok(&format!("cat {}/*/cgroup.procs", bench.pod_dir()))?;
             ensure!(!left.is_empty(), "the pod ended with the daemon");
             bench.guest.ok("systemctl start orlop")?;
+            Ok(())
+        })
+    }
+
+    /// First ahead of every certificate's end, noticed at work; then before their beginning, noticed at a start. Both are
+    /// named, and nothing but the clock has to be set.
+    fn survives_a_wrong_clock(&mut self) -> anyhow::Result<()> {
+        let said = |words: &str| format!("journalctl --no-pager -b -u orlop -o verbose | grep '{words}'");
+        self.unchanged_by(|bench| {
+            let guest = &mut bench.guest;
+            guest.ok(&by_days(3000))?;
+            guest.until(
+                LONG,
+                &said("the clock of this machine and that of the API server are far apart: set it"),
+            )?;
+            guest.ok(&by_days(-3000))?;
+            guest.until(LONG, &said("the clock of this machine agrees with that of the API server again"))?;
+            Ok(())
+        })?;
+        self.unchanged_by(|bench| {
+            let guest = &mut bench.guest;
+            guest.ok(&by_days(-3000))?;
+            guest.ok("systemctl restart orlop && systemctl is-active orlop")?;
+            let status = "systemctl show -P StatusText orlop";
+            ensure!(guest.ok(status)? == "waits for the API server", "{}", guest.ok(status)?);
+            guest.until(LONG, &said("the clock of this machine says .*: set the clock"))?;
+            guest.until(LONG, &said("the clock of this machine says .*: is it right?"))?;
+            guest.ok(&by_days(3000))?;
+            guest.until(LONG, &format!("[ \"$({status})\" = 'node {NODE}' ]"))?;
             Ok(())
         })
     }
@@ -326,6 +367,11 @@ const JOURNAL: &str = "journalctl --no-pager -b -n 300 -o short-monotonic _PID=1
 /// What tells the binary of the second package from the first one's.
 const LATER: &str = "a later version";
 const MAIN_PID: &str = "systemctl show -P MainPID orlop";
+
+/// Sets the guest's clock wrong, or right again.
+fn by_days(days: i64) -> String {
+    format!("date -s @$(($(date +%s) + {days} * 86400))")
+}
 
 /// Everything of pods in the guest, a line each.
 const LEFTOVERS: &str = r"leftovers() {

@@ -120,7 +120,9 @@ async fn run(args: &RunArgs, mut config: Config, access: Option<Access>) -> anyh
     }
     let node = start_node(&config, &addresses, client, &mut tasks, &stop).await?;
     tasks.spawn("watchdog", notify::watchdog());
-    tasks.spawn("ready", node::announce(node.registered.clone()));
+    // What runs here is looked after from now on, whether or not an API server answers.
+    notify::ready("waits for the API server");
+    tasks.spawn("registration", node::announce(node.registered.clone()));
     stop.cancelled().await;
     notify::stopping();
     tasks.end().await;

@@ -21,12 +21,14 @@ use crate::services::Handle;
 /// While the network is not ready, its plugins are asked this often.
 const ASK_AGAIN: Duration = Duration::from_secs(5);
 
-/// Tells systemd once the node is registered.
+/// Tells systemd and the log once the node is registered.
 pub async fn announce(mut registered: Registered) {
-    if registered.wait_for(Option::is_some).await.is_ok() {
-        notify::ready();
-        tracing::info!("the node is registered");
-    }
+    let name = match registered.wait_for(Option::is_some).await {
+        Ok(node) => node.as_ref().map(|node| node.name.clone()).unwrap_or_default(),
+        Err(_) => return,
+    };
+    notify::status(&format!("node {name}"));
+    tracing::info!("the node is registered");
 }
 
 /// Follows the directory of network configurations.

@@ -6,9 +6,14 @@ use std::time::Duration;
 
 use sd_notify::NotifyState;
 
-/// The node is up.
-pub fn ready() {
-    let _ = sd_notify::notify(&[NotifyState::Ready]);
+/// The daemon is up. `status` is shown by `systemctl status`.
+pub fn ready(status: &str) {
+    let _ = sd_notify::notify(&[NotifyState::Ready, NotifyState::Status(status)]);
+}
+
+/// What it does now, for `systemctl status`.
+pub fn status(status: &str) {
+    let _ = sd_notify::notify(&[NotifyState::Status(status)]);
 }
 
 /// The daemon ends; pods go on.

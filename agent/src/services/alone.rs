@@ -214,7 +214,7 @@ async fn run(settings: Settings, client: Client, run_dir: &Path) -> anyhow::Resu
     tasks.spawn("watchdog", notify::watchdog());
     tasks.spawn("ready", async move {
         if synced.wait_for(|synced| *synced).await.is_ok() {
-            notify::ready();
+            notify::ready("the services are programmed");
         }
     });
     stop.cancelled().await;
