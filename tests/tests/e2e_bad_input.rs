@@ -167,3 +167,16 @@ fn hostile_and_broken_archives_leave_nothing() -> anyhow::Result<()> {
     ensure!(!listed.contains("localhost/x:1"), "a refused image is listed: {listed}");
     Ok(())
 }
+
+#[test]
+fn a_second_daemon_on_the_same_directories_is_told_who_the_first_is() -> anyhow::Result<()> {
+    require!();
+    let mut node = Node::prepared()?;
+    node.start()?;
+    let place = |name: &str| node.dir().join(name).display().to_string();
+    let (root, run) = (place("root"), place("run"));
+    let said = fails(&node, &["run", "--standalone", "--root-dir", &root, "--run-dir", &run])?;
+    ensure_says(&said, &[&format!("another orlop (process {})", node.pid()?), "--run-dir"])?;
+    node.stop_daemon()?;
+    node.start()
+}

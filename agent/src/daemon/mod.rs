@@ -10,6 +10,7 @@
 
 mod build;
 mod image_gc;
+pub mod lock;
 mod machine;
 mod node;
 pub mod notify;
@@ -70,6 +71,7 @@ pub fn main(args: &RunArgs) -> anyhow::Result<()> {
     }
     machine::check(&config.machine)?;
     let access = args.kubeconfig.as_deref().map(kubeconfig::load).transpose()?;
+    let _lock = lock::take(&config.run_dir)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKERS)
         .thread_name("orlop")

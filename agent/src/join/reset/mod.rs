@@ -27,13 +27,14 @@ use super::args::ResetArgs;
 use super::configuration::is_the_units;
 use super::files::is_foreign;
 use super::service;
+use crate::daemon::lock;
 use crate::host::files::{remove_file, remove_tree};
 use crate::services::control::SOCKET;
 
 /// What the daemon keeps below `--root-dir`. Other things there are not ours: they stay, and with them the directory.
 const ROOT: [&str; 5] = ["images", "pods", "pki", "standalone", "pod-cidrs.json"];
 /// And below `--run-dir`.
-const RUN: [&str; 3] = ["pods", "cni", SOCKET];
+const RUN: [&str; 4] = ["pods", "cni", SOCKET, lock::FILE];
 /// How long the daemon may take to end.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -186,12 +187,9 @@ fn remove(args: &ResetArgs, remains: &Remains) -> anyhow::Result<()> {
         };
         attempt("file", result);
     }
-    for dir in [
-        places.etc_dir.join("pki"),
-        places.etc_dir.clone(),
-        places.root_dir.clone(),
-        places.run_dir.clone(),
-    ] {
+    for dir in
+        [places.etc_dir.join("pki"), places.etc_dir.clone(), places.root_dir.clone(), places.run_dir.clone()]
+    {
         remove_if_empty(&dir);
     }
     if failures.is_empty() {
