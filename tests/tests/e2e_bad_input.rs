@@ -180,3 +180,39 @@ fn a_second_daemon_on_the_same_directories_is_told_who_the_first_is() -> anyhow:
     node.stop_daemon()?;
     node.start()
 }
+
+#[test]
+fn a_check_finds_a_disk_that_cannot_hold_containers_and_rules_that_are_left_over() -> anyhow::Result<()> {
+    require!();
+    let node = Node::prepared()?;
+    let check = |root: &Path| -> anyhow::Result<serde_json::Value> {
+        let output =
+            node.orlop_output(&["check", "-o", "json", "--root-dir", &root.display().to_string()])?;
+        serde_json::from_slice(&output.stdout).context("findings")
+    };
+    let finding = |findings: &serde_json::Value, name: &str| -> anyhow::Result<(String, String)> {
+        let all = findings.as_array().context("a list")?;
+        let one = all.iter().find(|one| one["name"] == name).with_context(|| format!("{name}: {all:?}"))?;
+        let text = |key: &str| one[key].as_str().unwrap_or_default().to_owned();
+        Ok((text("level"), text("detail")))
+    };
+    let root = node.dir().join("root");
+    let findings = check(&root.join("not/there/yet"))?;
+    ensure!(finding(&findings, "RootDir")?.0 == "ok", "{findings:#}");
+    ensure!(finding(&findings, "KubeProxyRules")?.0 == "ok", "{findings:#}");
+
+    let dir = node.dir().display();
+    let overlay = format!(
+        "cd {dir} && mkdir lower upper work over && \
+         mount -t overlay -o lowerdir=lower,upperdir=upper,workdir=work overlay over"
+    );
+    node.run_inside(&["sh", "-c", &overlay])?;
+    let chains = "add table ip nat; add chain ip nat KUBE-SERVICES";
+    node.run_inside(&["nft", chains])?;
+    let findings = check(&node.dir().join("over/root"))?;
+    let (level, detail) = finding(&findings, "RootDir")?;
+    ensure!(level == "fail" && detail.contains("over/root is on an overlay"), "{findings:#}");
+    let (level, detail) = finding(&findings, "KubeProxyRules")?;
+    ensure!(level == "warn" && detail.contains("KUBE-... in nat"), "{findings:#}");
+    Ok(())
+}
