@@ -192,6 +192,9 @@ fn unsafe_sysctls_run_only_where_the_node_allows_them() -> anyhow::Result<()> {
         pod.map(|pod| &pod["status"]).filter(|status| status["phase"] == "Failed").cloned()
     })?;
     ensure!(status["reason"] == "SysctlForbidden", "{status}");
-    ensure!(status["message"] == "forbidden sysctl: \"kernel.msgmax\" not allowlisted", "{status}");
+    ensure!(
+        status["message"] == "Pod was rejected: forbidden sysctl: \"kernel.msgmax\" not allowlisted",
+        "{status}"
+    );
     Ok(())
 }

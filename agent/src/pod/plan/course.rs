@@ -39,6 +39,9 @@ impl Ending {
     }
 }
 
+/// So begins the message of a pod that was rejected; its event does without.
+pub(in crate::pod) const REJECTED: &str = "Pod was rejected: ";
+
 /// Draws the conclusion from the facts.
 pub(in crate::pod) fn course(facts: &Facts<'_>) -> Course {
     if facts.wanted.is_deleted() {
@@ -48,7 +51,8 @@ pub(in crate::pod) fn course(facts: &Facts<'_>) -> Course {
         return Course::End(Ending::new(status.phase, &status.reason, &status.message));
     }
     if let Some(rejection) = &facts.wanted.rejected {
-        return Course::End(Ending::new(Phase::Failed, rejection.reason, &rejection.message));
+        let message = format!("{REJECTED}{}", rejection.message);
+        return Course::End(Ending::new(Phase::Failed, rejection.reason, &message));
     }
     if facts.pod().spec.active_deadline.is_some_and(|d| later(facts.start_time(), d) <= facts.now) {
         return Course::End(Ending::new(Phase::Failed, "DeadlineExceeded", events::DEADLINE_EXCEEDED));

@@ -30,7 +30,7 @@ use super::reporter::PodEvent;
 use super::status::{self, PodStatus};
 use super::wanted::{NodeFacts, Wanted};
 use course::course;
-pub(in crate::pod) use course::{Course, outcome_of_regular, refusal as course_refusal};
+pub(in crate::pod) use course::{Course, REJECTED, outcome_of_regular, refusal as course_refusal};
 use draft::Draft;
 
 /// What to do next.

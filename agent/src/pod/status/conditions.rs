@@ -47,12 +47,16 @@ pub(super) fn conditions(facts: &Facts<'_>, status: &PodStatus) -> Vec<Condition
         let verdict = Verdict { holds: true, reason: "NotSupportedByNode", message: fields.join(", ") };
         all.push(condition(facts, UNSUPPORTED, verdict));
     }
-    let read = &facts.pod().status.conditions;
-    if !read.iter().any(|c| c.kind == SCHEDULED) {
-        all.push(condition(facts, SCHEDULED, Verdict::yes()));
-    }
-    all.extend(read.iter().filter(|c| !OURS.contains(&c.kind.as_str())).cloned());
+    all.extend(of_others(facts));
     all
+}
+
+/// Those that this node only passes on; but it is scheduled, whoever did it.
+pub(super) fn of_others(facts: &Facts<'_>) -> Vec<Condition> {
+    let read = &facts.pod().status.conditions;
+    let scheduled = !read.iter().any(|c| c.kind == SCHEDULED);
+    let scheduled = scheduled.then(|| condition(facts, SCHEDULED, Verdict::yes()));
+    scheduled.into_iter().chain(read.iter().filter(|c| !OURS.contains(&c.kind.as_str())).cloned()).collect()
 }
 
 fn condition(facts: &Facts<'_>, kind: &str, verdict: Verdict) -> Condition {

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use jiff::Timestamp;
 
 use super::super::facts::{ContainerFacts, Facts, whole_seconds};
-use super::super::plan::{Course, outcome_of_regular};
+use super::super::plan::{Course, REJECTED, outcome_of_regular};
 use super::super::spec::ContainerKind;
 use super::{IpEntry, Phase, PodStatus, conditions, containers};
 
@@ -42,8 +42,24 @@ pub(in crate::pod) fn status(facts: &Facts<'_>, course: &Course) -> (PodStatus, 
         ephemeral_container_statuses: ephemeral,
         qos_class: Some(facts.pod().qos_class()),
     };
+    if was_never_taken(facts) {
+        // As kubelet has it: with statuses of containers, `kubectl get` would show their reason in place of the pod's.
+        status.conditions = conditions::of_others(facts);
+        status.init_container_statuses.clear();
+        status.container_statuses.clear();
+        status.ephemeral_container_statuses.clear();
+        return (PodStatus { host_ip: None, host_ips: Vec::new(), ..status }, None);
+    }
     status.conditions = conditions::conditions(facts, &status);
     (status, wake)
+}
+
+/// A pod that was rejected, by this daemon or by one before it.
+fn was_never_taken(facts: &Facts<'_>) -> bool {
+    let begun = facts.containers.iter().any(|container| container.newest.is_some());
+    let rejected_before =
+        |status: &PodStatus| status.container_statuses.is_empty() && status.message.starts_with(REJECTED);
+    !begun && (facts.wanted.rejected.is_some() || facts.terminal_status().is_some_and(rejected_before))
 }
 
 /// A terminal phase is final, and is reached only when nothing runs any more.

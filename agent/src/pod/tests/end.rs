@@ -255,12 +255,16 @@ fn a_rejected_pod_fails_without_anything_being_done() {
     assert_eq!(sim.settle(), NOTHING);
     let status = sim.status();
     assert_eq!((status.phase, status.reason.as_str()), (Phase::Failed, "OutOfcpu"));
+    assert_eq!(status.message, "Pod was rejected: Node didn't have enough resource: cpu");
+    let conditions: Vec<&str> = status.conditions.iter().map(|c| c.kind.as_str()).collect();
+    assert_eq!((status.container_statuses.len(), conditions), (0, vec!["PodScheduled"]));
     assert_eq!(sim.events, ["OutOfcpu: Node didn't have enough resource: cpu"]);
     // The next daemon does not ask again: the status is final.
     sim.restart_daemon();
     sim.wanted.rejected = None;
     assert_eq!(sim.settle(), NOTHING);
-    assert_eq!(sim.status().reason, "OutOfcpu");
+    let status = sim.status();
+    assert_eq!((status.reason.as_str(), status.container_statuses.len()), ("OutOfcpu", 0));
 }
 
 #[test]
