@@ -11,6 +11,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    orlop_sandbox::environment::ask_for_no_backtraces();
     let mut args = std::env::args_os();
     let program = args.next().unwrap_or_default();
     let name = Path::new(&program).file_name().unwrap_or_default();

@@ -4,6 +4,7 @@
 
 pub mod bpf;
 pub mod descriptor;
+pub mod environment;
 pub mod loopback;
 pub mod memory;
 pub mod mount;
