@@ -24,6 +24,7 @@ pub struct Node {
     name: String,
     /// By which others reach it.
     address: String,
+    binary: PathBuf,
     /// Keeps the namespaces while no daemon runs.
     holder: Child,
     daemon: Option<Child>,
@@ -79,7 +80,16 @@ impl Node {
         }
         fs::write(dir.path().join("etc/config.yaml"), config(dir.path(), &cgroup_root))?;
         let holder = hold_namespaces(&name, link)?;
-        Ok(Self { dir, cgroup_root, name, address: String::new(), holder, daemon: None, client: None })
+        let (address, binary) = (String::new(), orlop_bin());
+        Ok(Self { dir, cgroup_root, name, address, binary, holder, daemon: None, client: None })
+    }
+
+    /// Runs a copy of the binary from now on: its processes share no page with those of others.
+    pub fn use_a_copy(&mut self) -> anyhow::Result<()> {
+        let copy = self.dir.path().join("orlop");
+        fs::copy(&self.binary, &copy).with_context(|| format!("copy {}", self.binary.display()))?;
+        self.binary = copy;
+        Ok(())
     }
 
     /// Adds lines to the configuration, before the daemon starts.
@@ -162,7 +172,7 @@ impl Node {
         let mut command = self.command();
         command
             .env("ORLOP_RUN_DIR", self.dir.path().join("run"))
-            .arg(orlop_bin())
+            .arg(&self.binary)
             .args(args)
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
@@ -328,7 +338,7 @@ impl Node {
             .env("ORLOP_ROOT_DIR", dir.join("root"))
             .env("ORLOP_RUN_DIR", dir.join("run"))
             .env("ORLOP_POD_LOGS_DIR", dir.join("logs/pods"))
-            .arg(orlop_bin())
+            .arg(&self.binary)
             .args(args)
             .stdin(Stdio::null())
             .output()?;

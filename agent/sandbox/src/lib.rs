@@ -27,4 +27,4 @@ pub mod supervisor;
 mod sys;
 
 pub use supervisor::main;
-pub use sys::{descriptor, environment};
+pub use sys::{descriptor, environment, memory};

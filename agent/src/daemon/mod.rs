@@ -14,6 +14,7 @@ pub mod lock;
 mod machine;
 mod node;
 pub mod notify;
+mod quiet;
 
 use std::io::ErrorKind;
 use std::net::IpAddr;
@@ -243,6 +244,7 @@ async fn start_node(
         "pod source",
         pod_source(client.clone(), config.node_name.clone(), registered.clone(), services_listed, updates),
     );
+    tasks.spawn("quiet", quiet::run(registered.clone(), pods.clone()));
     tasks.spawn("image garbage", image_gc::run(images, config.images.clone(), pods.clone()));
     let lookup = Arc::new(NodePods::new(pods, config.pod_logs_dir.clone()));
     let server = NodeServer::bind(config, addresses, client.clone(), lookup).await?;

@@ -48,7 +48,7 @@ use crate::log::file::Limits;
 use crate::protocol::{Event, Failure, FailureKind, FromSupervisor, Reply, SandboxDir, SupervisorRecord};
 use crate::setup::{self, Sandbox, SetupError};
 use crate::sys::descriptor;
-use crate::sys::memory::release_free_memory;
+use crate::sys::memory::{release_free_memory, release_program};
 use crate::sys::process::{Ended, close_from, reap};
 
 use containers::Container;
@@ -58,6 +58,8 @@ use launches::Launch;
 
 /// How long a failed set-up waits for the daemon's first packet, to say why in the answer.
 const FAREWELL_MS: u16 = 5000;
+/// Without work for so long, what the work needed is given back.
+const QUIET_MS: u16 = 5000;
 /// Packets read from one client before others get their turn.
 const PACKETS_PER_TURN: usize = 16;
 
@@ -260,8 +262,15 @@ impl Supervisor {
             self.add_connection(connection);
         }
         let mut events = [EpollEvent::empty(); 16];
+        let mut patience = EpollTimeout::from(QUIET_MS);
         loop {
-            let count = match self.epoll.wait(&mut events, EpollTimeout::NONE) {
+            let count = match self.epoll.wait(&mut events, patience) {
+                Ok(0) => {
+                    release_program();
+                    release_free_memory();
+                    patience = EpollTimeout::NONE;
+                    0
+                }
                 Ok(count) => count,
                 Err(Errno::EINTR) => 0,
                 Err(errno) => {
@@ -279,6 +288,7 @@ impl Supervisor {
             }
             if worked {
                 release_free_memory();
+                patience = EpollTimeout::from(QUIET_MS);
             }
             if self.advance_ending() {
                 return ExitCode::SUCCESS;
