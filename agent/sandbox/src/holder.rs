@@ -23,6 +23,7 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::unistd::Pid;
 
 use crate::cgroup::{self, Hierarchies};
+use crate::sys::memory::{release_free_memory, release_program};
 use crate::sys::process::{open_pid, signal};
 
 /// The leaf for this process beside the pods.
@@ -74,6 +75,9 @@ fn hold(grace: Duration) -> io::Result<()> {
         enter_leaf(&directory)?;
     }
     notify("READY=1\nSTATUS=Holding the pods' cgroup; stopping this unit stops every pod");
+    // It waits for as long as the node is up.
+    release_program();
+    release_free_memory();
     ends.wait()?;
     notify("STOPPING=1\nSTATUS=Ending the pods");
     end_pods(&hierarchies, &own, &directory, grace);
