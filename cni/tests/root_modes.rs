@@ -40,6 +40,8 @@ fn point_to_point_links_do_all_a_bridge_does() {
         b.serve_tcp("[::]:80");
         world.outside.serve_tcp("[::]:82");
         assert_eq!(a.ask_tcp(socket("10.244.1.3", 80)), Ok("::ffff:10.244.1.2".into()));
+        // The node asks for neighbours by its link-local addresses, which it must have by now.
+        assert_eq!(world.node.sh("ip -6 -o address show tentative | grep veth || true"), "");
         assert_eq!(a.ask_tcp(socket("fd00:244:1::3", 80)), Ok("fd00:244:1::2".into()));
         assert_eq!(a.ask_tcp(socket(OUTSIDE_IP, 82)), Ok(format!("::ffff:{NODE_IP}")));
         runtime.check(&attachment("a", &a)).unwrap();

@@ -194,6 +194,7 @@ fn point_to_point(
         None => detect_mtu(channel)?,
     };
     create_pair(channel, attachment, None, mtu, &addresses.ips)?;
+    be_neighbour_at_once(conf, &attachment.host, &addresses.ips)?;
     let wanted = attachment.inside(&addresses.ips, routes);
     let container = inside::configure(attachment.netns, conf, &wanted)?;
     let host = require(channel, &attachment.host)?;
@@ -262,6 +263,7 @@ fn ensure_bridge(channel: &mut Channel, conf: &Conf, ips: &[IpConfig]) -> Result
         return Err(CniError::config(format!("interface {} exists and is not a bridge", conf.bridge)));
     }
     if !bridge.up {
+        be_neighbour_at_once(conf, &conf.bridge, ips)?;
         channel.set_up(bridge.index)?;
     }
     if conf.is_gateway {
@@ -270,6 +272,17 @@ fn ensure_bridge(channel: &mut Channel, conf: &Conf, ips: &[IpConfig]) -> Result
         }
     }
     Ok(bridge)
+}
+
+/// Lets the node's end of a link have its link-local address as soon as the link works: the kernel asks for neighbours of
+/// forwarded packets by that address alone (`ndisc_solicit`), and looks for duplicates of it for two seconds first. There are
+/// none: nobody else makes hardware addresses on this link.
+fn be_neighbour_at_once(conf: &Conf, link: &str, ips: &[IpConfig]) -> Result<(), CniError> {
+    if conf.detect_duplicates || ips.iter().all(|ip| ip.address.addr().is_ipv4()) {
+        return Ok(());
+    }
+    set_sysctl(&format!("net/ipv6/conf/{link}/accept_dad"), "0")
+        .map_err(|e| CniError::new(code::IO, e.to_string()))
 }
 
 /// Gives the bridge the gateway's address. Nearly always it has it already.
