@@ -90,7 +90,7 @@ pub async fn discover(settings: &Settings, progress: &mut Progress) -> Result<Fo
 /// How an API server's clock differs from ours, for `orlop check`.
 pub fn clock(endpoint: &str) -> Finding {
     let unknown =
-        |reason: String| Finding::warn("Clock", reason, "see whether the API server can be reached");
+        |reason: String| Finding::warn(preflight::CLOCK, reason, "see whether the API server can be reached");
     let endpoint = match settings::endpoint(endpoint) {
         Ok(endpoint) => endpoint,
         Err(reason) => return unknown(reason),

@@ -17,6 +17,12 @@ use crate::services::control::SOCKET;
 
 /// The name of the finding about the root directory.
 const ROOT_DIR: &str = "RootDir";
+/// The name of the findings about the clock.
+pub const CLOCK: &str = "Clock";
+const SET_CLOCK: &str =
+    "set the clock (timedatectl set-ntp true): certificates and tokens are good for a time";
+/// 2026-11-01T00:00:00Z.
+const WRITTEN: i64 = 1_793_491_200;
 /// Certificates are usually good from five minutes before they were signed: a clock later than that cannot use them.
 const SKEW_FAIL: i64 = 300;
 /// Seconds.
@@ -24,7 +30,7 @@ const SKEW_WARN: i64 = 30;
 
 /// Every check that needs nobody else.
 pub fn findings(root_dir: &Path, run_dir: &Path) -> Vec<Finding> {
-    let mut findings = vec![swap(), hostname(), disk(root_dir)];
+    let mut findings = vec![swap(), hostname(), clock_alone(Timestamp::now()), disk(root_dir)];
     findings.extend(ports(run_dir));
     findings
 }
@@ -59,6 +65,16 @@ fn hostname() -> Finding {
     }
 }
 
+/// What can be said of the clock without another one: a board that keeps no time wakes up long ago.
+fn clock_alone(here: Timestamp) -> Finding {
+    if here.as_second() < WRITTEN {
+        let detail = format!("says {here:.0}, which is before this program was written");
+        Finding::fail(CLOCK, detail, SET_CLOCK)
+    } else {
+        Finding::ok(CLOCK, format!("says {here:.0}"))
+    }
+}
+
 /// The difference between an API server's clock and this one.
 pub fn clock(server: Timestamp, here: Timestamp) -> Finding {
     let seconds = here.duration_since(server).as_secs();
@@ -67,11 +83,10 @@ pub fn clock(server: Timestamp, here: Timestamp) -> Finding {
         n if n > 0 => format!("{n} s ahead of the API server's"),
         n => format!("{} s behind the API server's", -n),
     };
-    let advice = "set the clock (timedatectl set-ntp true): certificates and tokens are good for a time";
     match seconds.abs() {
-        0..=SKEW_WARN => Finding::ok("Clock", detail),
-        n if n <= SKEW_FAIL => Finding::warn("Clock", detail, advice),
-        _ => Finding::fail("Clock", detail, advice),
+        0..=SKEW_WARN => Finding::ok(CLOCK, detail),
+        n if n <= SKEW_FAIL => Finding::warn(CLOCK, detail, SET_CLOCK),
+        _ => Finding::fail(CLOCK, detail, SET_CLOCK),
     }
 }
 
@@ -171,6 +186,15 @@ fn listeners(table: &str, port: u16) -> Vec<String> {
 mod tests {
     use super::super::Level;
     use super::*;
+
+    #[test]
+    fn a_clock_of_long_ago_is_wrong_whoever_is_asked() {
+        let at = |text: &str| clock_alone(text.parse().expect("a time"));
+        let early = at("1970-01-01T00:00:09.5Z");
+        assert_eq!(early.detail, "says 1970-01-01T00:00:09Z, which is before this program was written");
+        assert_eq!((early.level, at("2026-10-31T23:59:59Z").level), (Level::Fail, Level::Fail));
+        assert_eq!(at("2026-11-01T00:00:00Z").level, Level::Ok);
+    }
 
     #[test]
     fn a_clock_that_is_wrong_is_named_with_its_direction() {
