@@ -248,3 +248,32 @@ fn only_shutdown_ends_a_supervisor() {
     assert_eq!(fs::read_to_string(format!("/proc/{pid}/comm")).unwrap(), "orlop-sandbox\n");
     pod.shut_down();
 }
+
+/// KiB of program code that a process has mapped.
+fn mapped_code(pid: i32) -> u64 {
+    let smaps = fs::read_to_string(format!("/proc/{pid}/smaps")).unwrap();
+    let mut code = false;
+    let mut sum = 0;
+    for line in smaps.lines() {
+        match line.strip_prefix("Rss:") {
+            Some(rss) if code => sum += rss.trim().trim_end_matches(" kB").parse::<u64>().unwrap(),
+            Some(_) => {}
+            // Other lines within a mapping have no permissions.
+            None => code = line.contains(" r-xp ") || (code && !line.contains("-p ")),
+        }
+    }
+    sum
+}
+
+#[test]
+fn a_supervisor_without_work_gives_back_what_its_work_needed() {
+    if !can_run() {
+        return;
+    }
+    let mut pod = Plan::new().start();
+    let pid = pod.client.hello().pid;
+    pod.run("one", "exec sleep 1000");
+    let busy = mapped_code(pid);
+    eventually("it is quiet", || mapped_code(pid) < busy / 2);
+    assert!(matches!(pod.client.state()[0].state, RecordState::Running { .. }), "it works on");
+}
