@@ -2,6 +2,7 @@
 //!
 //! Pure but for the allocator of services and for reading what an object refers to.
 
+mod allocator;
 mod meta;
 mod pod;
 mod pod_admission;
@@ -19,8 +20,8 @@ use crate::resource::{ApiResource, Kind};
 use crate::status::{ApiResult, Cause};
 use crate::store::Tx;
 
+pub use allocator::Allocator;
 use meta::{is_dns_label, is_dns_subdomain};
-pub use service::Allocator;
 pub use signing_request::{parse as parse_signing_request, stamp as stamp_signing_request};
 
 /// Which part of an object an update writes.
