@@ -434,3 +434,20 @@ fn approve(client: &Client, name: &str) -> anyhow::Result<()> {
     ensure!(code == 200, "{code}: {body}");
     Ok(())
 }
+
+/// The proxy may have been there before, beside a stock kubelet; it is no node.
+#[test]
+fn a_proxy_that_runs_alone_is_not_taken_for_the_daemon() -> anyhow::Result<()> {
+    require!();
+    let (server, mut node, _) = cluster_and_machine()?;
+    let kubeconfig = server.kubeconfig_for(&node)?;
+    let name = node.name().to_owned();
+    node.spawn_command(&["proxy", "run", "--kubeconfig", &kubeconfig, "--hostname-override", &name])?;
+    node.until_prints(&["sh", "-c", &format!("ls {}/run", node.dir().display())], |files| {
+        files.contains("proxy.sock")
+    })?;
+    let args = [Invitation::new(&server, "1h")?.args(), vec!["--ready-timeout".into(), "0s".into()]].concat();
+    let (code, said) = attempt(&node, &args)?;
+    ensure!(code == Some(0) && said.contains("not started by this command"), "{code:?}: {said}");
+    Ok(())
+}

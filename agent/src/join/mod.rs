@@ -44,6 +44,7 @@ use crate::api::client::Client;
 use crate::api::error::ApiError;
 use crate::api::kubeconfig::{self as access, Trust};
 use crate::api::path::{CONFIG_MAPS, NODES};
+use crate::daemon::lock;
 use crate::preflight::{self, Finding, Level};
 
 /// Between two attempts at a server that does not answer.
@@ -335,7 +336,7 @@ impl Plan<'_> {
             return Ok(Some(now));
         }
         let command = self.run.command(&self.args.places);
-        if preflight::is_running(&self.args.places.run_dir) {
+        if lock::holder(&self.args.places.run_dir).is_some() {
             progress
                 .phase("service", format!("runs already; if it is not the same, end it and run: {command}"));
             return Ok(None);

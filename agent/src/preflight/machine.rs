@@ -117,17 +117,12 @@ fn disk(root_dir: &Path) -> Finding {
     }
 }
 
-/// Whether a daemon of ours runs with this run directory.
-pub fn is_running(run_dir: &Path) -> bool {
-    UnixStream::connect(run_dir.join(SOCKET)).is_ok()
-}
-
 /// The ports of a node: its server, both health checks, the services' metrics.
 fn ports(run_dir: &Path) -> Vec<Finding> {
     let any = IpAddr::from(Ipv4Addr::UNSPECIFIED);
     let loopback = IpAddr::from(Ipv4Addr::LOCALHOST);
     // Our own daemon, if it runs, holds them by right.
-    let ours = is_running(run_dir);
+    let ours = UnixStream::connect(run_dir.join(SOCKET)).is_ok();
     [(any, 10250), (loopback, 10248), (any, 10256), (loopback, 10249)]
         .map(|(address, port)| taken(SocketAddr::new(address, port), ours))
         .into()

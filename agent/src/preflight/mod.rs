@@ -12,7 +12,7 @@ mod neighbours;
 
 use std::path::Path;
 
-pub use machine::{CLOCK, clock, is_running};
+pub use machine::{CLOCK, clock};
 use serde::Serialize;
 
 /// How bad a finding is.

@@ -48,7 +48,7 @@ fn untouched_file_mappings(smaps: &str) -> Vec<Range<usize>> {
             _ => {
                 if let Some(range) = address_range(first) {
                     let is_file = rest.split_whitespace().nth(4).is_some_and(|path| path.starts_with('/'));
-                    let untouched = is_file && matches!(&rest.as_bytes()[..4], b"r--p" | b"r-xp");
+                    let untouched = is_file && (rest.starts_with("r--p") || rest.starts_with("r-xp"));
                     current = untouched.then_some(range);
                 }
             }
