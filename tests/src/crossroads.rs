@@ -4,7 +4,8 @@
 
 use std::process::Child;
 
-use crate::node::{Node, hold_namespaces};
+use crate::namespaces;
+use crate::node::Node;
 
 /// A router with the links 10.0.1.0/24 and 10.0.2.0/24; it is .254 on both.
 pub struct Crossroads {
@@ -18,7 +19,7 @@ const ROUTER: &str = "echo 1 > /proc/sys/net/ipv4/ip_forward && for link in 1 2;
 impl Crossroads {
     /// Without nodes yet.
     pub fn new() -> anyhow::Result<Self> {
-        Ok(Self { holder: hold_namespaces("router", ROUTER)? })
+        Ok(Self { holder: namespaces::hold("router", ROUTER)? })
     }
 
     /// A prepared node with the address 10.0.`link`.`number`. It drops packets that come by another way than answers would
@@ -50,7 +51,7 @@ impl Crossroads {
     }
 
     fn run(&self, command: &[&str]) -> anyhow::Result<()> {
-        crate::node::run_in(self.holder.id(), command).map(|_| ())
+        namespaces::run(self.holder.id(), command).map(|_| ())
     }
 }
 

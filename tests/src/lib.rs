@@ -6,6 +6,7 @@
 //! - [`gate`]: stops a transfer in its middle.
 //! - [`guest`]: a machine that boots real systemd with cgroup version 2.
 //! - [`image`]: images made of Debian's busybox.
+//! - `namespaces`: what a node, or a router, runs in.
 //! - [`joining`]: machines that join a cluster.
 //! - [`report`]: a benchmark's figures beside their goals.
 //! - [`registry`]: a real registry on a node's loopback.
@@ -21,6 +22,7 @@ pub mod image;
 pub mod joining;
 pub mod leftovers;
 pub mod manifest;
+mod namespaces;
 pub mod node;
 pub mod registry;
 pub mod report;

@@ -14,6 +14,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::client::{Access, Client};
+use crate::namespaces;
 
 static COUNT: AtomicU32 = AtomicU32::new(0);
 
@@ -61,6 +62,15 @@ impl Node {
         Ok(node)
     }
 
+    /// A second node, joined to this one's server and started, with the busybox image; not waited for. With its kubeconfig.
+    pub fn joined_beside(&self) -> anyhow::Result<(Self, String)> {
+        let mut node = self.beside()?;
+        let kubeconfig = self.kubeconfig_for(&node)?;
+        node.import_busybox()?;
+        node.spawn(&["--kubeconfig", &kubeconfig])?;
+        Ok((node, kubeconfig))
+    }
+
     /// Writes a kubeconfig with which `node` may join this node's server; its path.
     pub fn kubeconfig_for(&self, node: &Node) -> anyhow::Result<String> {
         let server = format!("https://{}:6443", self.address);
@@ -79,7 +89,7 @@ impl Node {
             fs::create_dir_all(dir.path().join(sub))?;
         }
         fs::write(dir.path().join("etc/config.yaml"), config(dir.path(), &cgroup_root))?;
-        let holder = hold_namespaces(&name, link)?;
+        let holder = namespaces::hold(&name, link)?;
         let (address, binary) = (String::new(), orlop_bin());
         Ok(Self { dir, cgroup_root, name, address, binary, holder, daemon: None, client: None })
     }
@@ -283,7 +293,7 @@ impl Node {
 
     /// Runs a program inside the node's namespaces; its standard output.
     pub fn run_inside(&self, command: &[&str]) -> anyhow::Result<String> {
-        run_in(self.holder.id(), command)
+        namespaces::run(self.holder.id(), command)
     }
 
     /// The last line of the page `/`, fetched from the node's network namespace; empty where nobody answers.
@@ -345,6 +355,23 @@ impl Node {
         Ok(output)
     }
 
+    /// Waits until a command inside prints what is wanted.
+    pub fn until_prints(&self, command: &[&str], wanted: impl Fn(&str) -> bool) -> anyhow::Result<()> {
+        let start = Instant::now();
+        loop {
+            let out = self.run_inside(command)?;
+            if wanted(&out) {
+                return Ok(());
+            }
+            ensure!(
+                start.elapsed() < Duration::from_secs(30),
+                "{command:?} still prints {out}\n{}",
+                self.log()
+            );
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
     /// What the daemon has logged.
     pub fn log(&self) -> String {
         fs::read_to_string(self.log_path()).unwrap_or_default()
@@ -356,7 +383,7 @@ impl Node {
 
     /// A program inside the node's namespaces, still without its name.
     pub fn command(&self) -> Command {
-        inside(self.holder.id())
+        namespaces::inside(self.holder.id())
     }
 }
 
@@ -428,46 +455,6 @@ const OWN_LINK: &str = "ip link add uplink0 type veth peer name uplink1 && ip ad
 /// The other end, in a second node.
 const SECOND_LINK: &str = "ip addr add 192.0.2.3/24 dev uplink1 && ip link set uplink1 up && \
     ip route add default via 192.0.2.2";
-
-/// A program inside the namespaces of a process, still without its name.
-fn inside(holder: u32) -> Command {
-    let mut command = Command::new("nsenter");
-    command.args(["--net", "--mount", "--uts", "-t", &holder.to_string(), "--"]);
-    command
-}
-
-/// Runs a program inside the namespaces of a process; its standard output.
-pub(crate) fn run_in(holder: u32, command: &[&str]) -> anyhow::Result<String> {
-    let output = inside(holder).args(command).output()?;
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    ensure!(
-        output.status.success(),
-        "{command:?}: {}\n{text}{}",
-        output.status,
-        String::from_utf8_lossy(&output.stderr)
-    );
-    Ok(text)
-}
-
-/// A process that keeps network, mount and UTS namespaces.
-pub(crate) fn hold_namespaces(name: &str, link: &str) -> anyhow::Result<Child> {
-    let script =
-        format!("hostname {name} && ip link set lo up && {link} && echo ready && exec sleep infinity");
-    let mut child = Command::new("unshare")
-        .args(["--net", "--mount", "--uts", "--propagation", "private", "--", "sh", "-c", &script])
-        .stdout(Stdio::piped())
-        .spawn()
-        .context("unshare (util-linux)")?;
-    let mut line = String::new();
-    let stdout = child.stdout.take().context("stdout")?;
-    std::io::BufRead::read_line(&mut std::io::BufReader::new(stdout), &mut line)?;
-    if line != "ready\n" {
-        let _ = child.kill();
-        let _ = child.wait();
-        bail!("cannot make namespaces for a node (iproute2 installed?)");
-    }
-    Ok(child)
-}
 
 /// The binary under test.
 pub fn orlop_bin() -> PathBuf {

@@ -24,19 +24,6 @@ fn pod_ip(pod: &Value) -> anyhow::Result<String> {
     Ok(pod["status"]["podIP"].as_str().context("no podIP")?.to_owned())
 }
 
-/// Waits until a command inside the node prints what is wanted.
-fn wait_inside(node: &Node, command: &[&str], wanted: impl Fn(&str) -> bool) -> anyhow::Result<()> {
-    let start = Instant::now();
-    loop {
-        let out = node.run_inside(command)?;
-        if wanted(&out) {
-            return Ok(());
-        }
-        ensure!(start.elapsed() < LONG, "{command:?} still prints {out}\n{}", node.log());
-        std::thread::sleep(Duration::from_millis(20));
-    }
-}
-
 #[test]
 fn a_host_port_is_reached_from_everywhere_and_given_once() -> anyhow::Result<()> {
     require!();
@@ -260,10 +247,10 @@ fn debians_chain_gives_a_pod_its_network_ports_and_limits() -> anyhow::Result<()
     ensure!(outside.fetch("192.0.2.2", 8088)?.trim() == "theirs", "the host port is lost");
     client.delete(&pod_path("theirs"))?;
     client.wait(&pod_path("theirs"), LONG, |pod| pod.is_none().then_some(())).with_context(|| node.log())?;
-    wait_inside(&node, &["ip", "-o", "link"], |links| {
+    node.until_prints(&["ip", "-o", "link"], |links| {
         !links.contains("master theirs0") && !links.contains("ifb")
     })?;
-    wait_inside(&node, &["iptables-save", "-t", "nat"], |rules| !rules.contains("8088"))?;
+    node.until_prints(&["iptables-save", "-t", "nat"], |rules| !rules.contains("8088"))?;
     ensure!(!node.dir().join("run/leases/theirs").join(&address).exists(), "{address} is still leased");
     Ok(())
 }
@@ -300,10 +287,7 @@ fn what_a_vanished_pod_held_is_freed_at_the_next_start() -> anyhow::Result<()> {
     require!();
     let mut server = Node::standalone()?;
     let client = server.client()?;
-    let mut node = server.beside()?;
-    let kubeconfig = server.kubeconfig_for(&node)?;
-    node.import_busybox()?;
-    node.spawn(&["--kubeconfig", &kubeconfig])?;
+    let (mut node, kubeconfig) = server.joined_beside()?;
     let mut object = sleeper("lost");
     object["spec"]["nodeName"] = json!(node.name());
     object["spec"]["containers"][0]["ports"] =
@@ -372,5 +356,5 @@ fn the_node_is_ready_while_there_is_a_network_configuration() -> anyhow::Result<
     client.wait(&path, LONG, not_ready).with_context(|| node.log())?;
     client.delete(&pod_path("theirs"))?;
     client.wait(&pod_path("theirs"), LONG, |pod| pod.is_none().then_some(())).with_context(|| node.log())?;
-    wait_inside(&node, &["ip", "-o", "link"], |links| !links.contains("master theirs0"))
+    node.until_prints(&["ip", "-o", "link"], |links| !links.contains("master theirs0"))
 }

@@ -112,7 +112,7 @@ impl Cluster {
     /// Waits until node `from` reaches the pods of node `to` by a route that says this.
     fn wait_route(&self, from: usize, to: usize, words: &str) -> anyhow::Result<()> {
         let range = self.range(to);
-        wait_inside(&self.nodes[from], &["ip", "route", "show", &range], |route| route.contains(words))
+        self.nodes[from].until_prints(&["ip", "route", "show", &range], |route| route.contains(words))
     }
 
     /// What pod `from` is answered at an address.
@@ -175,19 +175,6 @@ impl Cluster {
     }
 }
 
-/// Waits until a command inside the node prints what is wanted.
-fn wait_inside(node: &Node, command: &[&str], wanted: impl Fn(&str) -> bool) -> anyhow::Result<()> {
-    let start = Instant::now();
-    loop {
-        let out = node.run_inside(command)?;
-        if wanted(&out) {
-            return Ok(());
-        }
-        ensure!(start.elapsed() < LONG, "{command:?} still prints {out}\n{}", node.log());
-        std::thread::sleep(Duration::from_millis(20));
-    }
-}
-
 /// The node's own routes to others' pods.
 const ROUTES: [&str; 5] = ["ip", "route", "show", "proto", "111"];
 
@@ -238,14 +225,14 @@ fn three_nodes_on_two_links_are_joined_and_followed() -> anyhow::Result<()> {
         cluster.reaches_pod(from, to)?;
         cluster.full_packet_passes(from, to)?;
     }
-    wait_inside(&cluster.nodes[0], &["ip", "-o", "link"], |links| !links.contains("orlop.1"))?;
+    cluster.nodes[0].until_prints(&["ip", "-o", "link"], |links| !links.contains("orlop.1"))?;
 
     // It leaves.
     cluster.nodes[2].kill_daemon()?;
     cluster.client.delete(&format!("/api/v1/nodes/{}", cluster.nodes[2].name()))?;
     for n in [0, 1] {
         let range = cluster.range(2);
-        wait_inside(&cluster.nodes[n], &ROUTES, |routes| !routes.contains(range.trim_end_matches("/24")))?;
+        cluster.nodes[n].until_prints(&ROUTES, |routes| !routes.contains(range.trim_end_matches("/24")))?;
     }
     cluster.reaches_pod(0, 1)
 }

@@ -226,10 +226,7 @@ fn a_pod_deleted_while_the_daemon_is_away_ends_when_it_is_back() -> anyhow::Resu
     // The server has to stay while the node's daemon is away: two daemons.
     let mut server = Node::standalone()?;
     let client = server.client()?;
-    let mut node = server.beside()?;
-    let kubeconfig = server.kubeconfig_for(&node)?;
-    node.import_busybox()?;
-    node.spawn(&["--kubeconfig", &kubeconfig])?;
+    let (mut node, kubeconfig) = server.joined_beside()?;
     client
         .wait(&format!("/api/v1/nodes/{}", node.name()), LONG, |n| n.filter(|n| is_ready(n)).map(|_| ()))
         .with_context(|| node.log())?;

@@ -37,10 +37,7 @@ fn main() -> anyhow::Result<()> {
     server.import_busybox()?;
     server.start()?;
     let client = server.client()?;
-    let mut node = server.beside()?;
-    let kubeconfig = server.kubeconfig_for(&node)?;
-    node.import_busybox()?;
-    node.spawn(&["--kubeconfig", &kubeconfig])?;
+    let (node, _) = server.joined_beside()?;
     let node_path = format!("/api/v1/nodes/{}", node.name());
     client
         .wait(&node_path, Duration::from_secs(30), |seen| seen.filter(|seen| is_ready(seen)).map(|_| ()))?;
