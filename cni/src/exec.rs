@@ -228,12 +228,11 @@ fn printable(bytes: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::PermissionsExt;
+    use crate::programs;
 
     fn script(dir: &Path, body: &str) -> PathBuf {
         let path = dir.join("plugin");
-        std::fs::write(&path, format!("#!/bin/sh\n{body}\n")).unwrap();
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        programs::write(&path, format!("#!/bin/sh\n{body}\n"), "755").unwrap();
         path
     }
 

@@ -18,6 +18,9 @@ pub mod netlink;
 pub mod netns;
 pub mod nodes;
 pub mod plugin;
+#[cfg(test)]
+#[path = "../../tests/src/programs.rs"]
+mod programs;
 pub mod runtime;
 pub mod spec;
 pub mod store;

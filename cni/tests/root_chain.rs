@@ -1,9 +1,10 @@
 //! Other people's plugins through our runtime: a working chain, and ones that misbehave.
 #![allow(clippy::unwrap_used)]
 
+#[path = "../../tests/src/programs.rs"]
+mod programs;
 mod world;
 
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -126,8 +127,7 @@ fn our_plugin_takes_its_place_in_a_chain() {
 fn with_script(world: &World, script: &str) -> Runtime {
     let bin = world.path("bin");
     std::fs::create_dir_all(&bin).unwrap();
-    std::fs::write(bin.join("odd"), format!("#!/bin/sh\n{script}\n")).unwrap();
-    std::fs::set_permissions(bin.join("odd"), std::fs::Permissions::from_mode(0o755)).unwrap();
+    programs::write(&bin.join("odd"), format!("#!/bin/sh\n{script}\n"), "755").unwrap();
     let mut conf = world.network(&["10.244.1.0/24"]).to_value();
     conf["plugins"].as_array_mut().unwrap().push(json!({"type": "odd"}));
     std::fs::create_dir_all(world.path("net.d")).unwrap();

@@ -8,6 +8,7 @@
 //! - [`image`]: images made of Debian's busybox.
 //! - `namespaces`: what a node, or a router, runs in.
 //! - [`joining`]: machines that join a cluster.
+//! - [`programs`]: programs that a test writes and then runs.
 //! - [`report`]: a benchmark's figures beside their goals.
 //! - [`registry`]: a real registry on a node's loopback.
 //! - [`leftovers`]: what a node leaves behind on the machine.
@@ -24,6 +25,7 @@ pub mod leftovers;
 pub mod manifest;
 mod namespaces;
 pub mod node;
+pub mod programs;
 pub mod registry;
 pub mod report;
 pub mod stats;

@@ -14,7 +14,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::client::{Access, Client};
-use crate::namespaces;
+use crate::{namespaces, programs};
 
 static COUNT: AtomicU32 = AtomicU32::new(0);
 
@@ -97,7 +97,8 @@ impl Node {
     /// Runs a copy of the binary from now on: its processes share no page with those of others.
     pub fn use_a_copy(&mut self) -> anyhow::Result<()> {
         let copy = self.dir.path().join("orlop");
-        fs::copy(&self.binary, &copy).with_context(|| format!("copy {}", self.binary.display()))?;
+        let binary = fs::read(&self.binary).with_context(|| format!("read {}", self.binary.display()))?;
+        programs::write(&copy, binary, "755")?;
         self.binary = copy;
         Ok(())
     }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use orlop_tests::manifest::{PODS, container, pod, pod_path};
 use orlop_tests::node::Node;
-use orlop_tests::require;
+use orlop_tests::{programs, require};
 use serde_json::json;
 
 /// Runs a command of orlop that has to fail; what it said.
@@ -38,7 +38,7 @@ fn without_root_the_daemon_says_so() -> anyhow::Result<()> {
     let dir = tempfile::tempdir()?;
     fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755))?;
     let binary = dir.path().join("orlop");
-    fs::copy(std::env::var("ORLOP_BIN")?, &binary)?;
+    programs::write(&binary, fs::read(std::env::var("ORLOP_BIN")?)?, "755")?;
     let output = Command::new("setpriv")
         .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
         .arg(&binary)

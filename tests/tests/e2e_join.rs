@@ -12,7 +12,7 @@ use orlop_tests::client::{Access, Client};
 use orlop_tests::joining::{self, Invitation, KUBELET_CONFIG, etc_dir, signing_requests};
 use orlop_tests::manifest::{PODS, is_ready, pod_path, sleeper};
 use orlop_tests::node::{Node, orlop_bin};
-use orlop_tests::{leftovers, require};
+use orlop_tests::{leftovers, programs, require};
 use serde_json::{Value, json};
 
 const LONG: Duration = Duration::from_secs(60);
@@ -239,8 +239,7 @@ fn a_reason_not_to_join_is_told_by_its_exit_code_and_leaves_nothing() -> anyhow:
 /// A way to the server on which each connection takes a second.
 fn slow_way(node: &Node, port: u16) -> anyhow::Result<Background> {
     let relay = node.dir().join("relay");
-    fs::write(&relay, "#!/bin/sh\nsleep 1\nexec /bin/busybox nc 192.0.2.2 6443\n")?;
-    fs::set_permissions(&relay, fs::Permissions::from_mode(0o755))?;
+    programs::write(&relay, "#!/bin/sh\nsleep 1\nexec /bin/busybox nc 192.0.2.2 6443\n", "755")?;
     let way = Background::start(node, &format!("exec busybox nc -ll -p {port} -e {}", relay.display()))?;
     wait_listening(node, port)?;
     Ok(way)

@@ -2,16 +2,15 @@
 
 use std::fs::{self, File};
 use std::net::UdpSocket;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use orlop_tests::client::Client;
-use orlop_tests::leftovers;
 use orlop_tests::manifest::{PODS, is_ready, phase, pod, pod_path, sleeper};
 use orlop_tests::node::Node;
-use orlop_tests::require;
+use orlop_tests::{leftovers, programs, require};
 use serde_json::{Value, json};
 
 const LONG: Duration = Duration::from_secs(40);
@@ -149,9 +148,7 @@ fn a_plugin_that_fails_is_told_by_name_and_tried_again() -> anyhow::Result<()> {
     let mut node = Node::prepared()?;
     node.configure("runtimeRequestTimeout: 2s\n")?;
     node.import_busybox()?;
-    let program = node.dir().join("bin/broken");
-    fs::write(&program, BROKEN)?;
-    fs::set_permissions(&program, fs::Permissions::from_mode(0o755))?;
+    programs::write(&node.dir().join("bin/broken"), BROKEN, "755")?;
     let conf = configure_network(&node, &json!([{"type": "broken"}]))?;
     node.start()?;
     let client = node.client()?;

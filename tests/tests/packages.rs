@@ -5,12 +5,11 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use anyhow::{Context, ensure};
-use orlop_tests::require;
+use orlop_tests::{programs, require};
 
 fn top() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize().expect("the workspace")
@@ -88,8 +87,7 @@ fn systemctl(dir: &Path) -> anyhow::Result<(PathBuf, String)> {
     fs::create_dir_all(&bin)?;
     let program = bin.join("systemctl");
     let log = dir.join("calls");
-    fs::write(&program, format!("#!/bin/sh\necho \"$@\" >>{}\n", log.display()))?;
-    fs::set_permissions(&program, fs::Permissions::from_mode(0o755))?;
+    programs::write(&program, format!("#!/bin/sh\necho \"$@\" >>{}\n", log.display()), "755")?;
     let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap_or_default());
     Ok((log, path))
 }

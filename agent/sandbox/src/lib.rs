@@ -17,6 +17,9 @@ pub mod holder;
 pub mod launch;
 pub mod log;
 pub mod output;
+#[cfg(test)]
+#[path = "../../../tests/src/programs.rs"]
+mod programs;
 pub mod protocol;
 mod reaper;
 pub mod record;

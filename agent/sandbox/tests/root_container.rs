@@ -7,7 +7,7 @@ use std::fs;
 
 use orlop_sandbox::protocol::*;
 use serde_json::json;
-use support::{Client, Plan, can_run, eventually};
+use support::{Client, Plan, can_run, copy_busybox, eventually};
 
 #[test]
 fn a_container_runs_writes_its_log_and_ends_with_its_code() {
@@ -178,7 +178,7 @@ fn many_layers_one_layer_and_none_make_a_root() {
     let mut start = pod.prepare("none", &pod.spec("none", &["/busybox", "echo", "alone"]));
     start.rootfs.lower.clear();
     fs::create_dir_all(&start.rootfs.upper).unwrap();
-    fs::copy("/bin/busybox", start.rootfs.upper.join("busybox")).unwrap();
+    copy_busybox(&start.rootfs.upper.join("busybox"));
     pod.client.start(start).unwrap();
     assert_eq!(pod.client.exit("none").0, 0);
     assert_eq!(pod.output("none"), "alone\n");

@@ -1,12 +1,12 @@
 //! Tests of the runtime with plugins that are shell scripts, without touching any network.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use serde_json::json;
 
 use super::*;
+use crate::programs;
 
 struct Setup {
     dir: tempfile::TempDir,
@@ -24,9 +24,7 @@ impl Setup {
         fs::create_dir(path("bin")).unwrap();
         fs::create_dir(path("conf")).unwrap();
         for (name, body) in plugins {
-            let file = path("bin").join(name);
-            fs::write(&file, format!("#!/bin/sh\n{body}\n")).unwrap();
-            fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).unwrap();
+            programs::write(&path("bin").join(name), format!("#!/bin/sh\n{body}\n"), "755").unwrap();
         }
         let list: Vec<_> = plugins.iter().map(|(name, _)| json!({"type": name})).collect();
         let conf = json!({"cniVersion": "1.0.0", "name": "n", "plugins": list});

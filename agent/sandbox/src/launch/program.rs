@@ -81,6 +81,7 @@ fn candidates(name: &str, env: &[String]) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::programs;
 
     fn text(entries: &[&str]) -> Vec<String> {
         entries.iter().map(|entry| (*entry).to_owned()).collect()
@@ -97,15 +98,12 @@ mod tests {
     fn failures_are_said_as_users_know_them() {
         let directory = tempfile::tempdir().unwrap();
         let place = directory.path().to_str().unwrap();
-        let file = |name: &str, mode: u32, content: &str| {
-            use std::os::unix::fs::PermissionsExt;
-            let path = directory.path().join(name);
-            std::fs::write(&path, content).unwrap();
-            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+        let file = |name: &str, mode: &str, content: &str| {
+            programs::write(&directory.path().join(name), content, mode).unwrap();
         };
-        file("plain", 0o644, "x");
-        file("odd", 0o755, "\x01\x02\x03\x04");
-        file("script", 0o755, "#!/no/such/interpreter\n");
+        file("plain", "644", "x");
+        file("odd", "755", "\x01\x02\x03\x04");
+        file("script", "755", "#!/no/such/interpreter\n");
         let env = vec![format!("PATH={place}")];
         let say = |name: &str| Program::new(&text(&[name]), &env).unwrap().execute();
         assert_eq!(say("foo"), r#"exec: "foo": executable file not found in $PATH"#);

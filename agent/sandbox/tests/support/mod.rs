@@ -5,6 +5,8 @@
 #![allow(dead_code)] // Each test file is a crate of its own and uses some of this.
 
 mod client;
+#[path = "../../../../tests/src/programs.rs"]
+mod programs;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -149,11 +151,15 @@ impl Plan {
     }
 }
 
+pub fn copy_busybox(to: &Path) {
+    programs::write(to, fs::read(BUSYBOX).unwrap(), "755").unwrap();
+}
+
 fn make_layer(layer: &Path) {
     for directory in ["bin", "dev", "proc", "sys", "etc", "tmp", "dev/shm"] {
         fs::create_dir_all(layer.join(directory)).unwrap();
     }
-    fs::copy(BUSYBOX, layer.join("bin/busybox")).unwrap();
+    copy_busybox(&layer.join("bin/busybox"));
     let applets = "sh sleep cat echo true false kill ps id grep head dd yes seq hostname mount touch ls nslookup \
         ip readlink ulimit env stty tr wc mkdir stat nc chroot unshare mknod trap pwd test tail sync printf od setsid tty";
     for applet in applets.split_ascii_whitespace() {
