@@ -107,6 +107,11 @@ impl Fake {
         self.seen().iter().map(Seen::line).collect()
     }
 
+    /// Until the requests so far, by method and path, are as wanted.
+    pub async fn wait_until(&self, wanted: impl Fn(&[String]) -> bool) {
+        self.count.clone().wait_for(|_| wanted(&self.lines())).await.expect("the fake lives");
+    }
+
     /// Until so many requests have arrived.
     pub async fn wait_for(&self, requests: usize) {
         self.count.clone().wait_for(|n| *n >= requests).await.expect("the fake lives");
