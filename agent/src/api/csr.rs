@@ -74,6 +74,15 @@ pub struct SigningRequest {
     pub object: Value,
 }
 
+/// How far a request is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Progress {
+    /// The server has it.
+    Posted,
+    /// Nobody has decided about it yet.
+    Undecided,
+}
+
 /// A new P-256 key, PEM.
 ///
 /// # Errors
@@ -119,18 +128,18 @@ pub fn request(wanted: &Wanted<'_>, key_pem: &str) -> Result<SigningRequest, Csr
 }
 
 /// Posts the request, unless it is there already, and waits for the certificate: PEM, the node's own first. It waits for as
-/// long as it is polled. `posted` is told once the server has it.
+/// long as it is polled, and tells how far it is, each once.
 ///
 /// # Errors
 /// When the server does not take the request, or somebody refuses or deletes it.
 pub async fn obtain(
     client: &Client,
     request: &SigningRequest,
-    posted: impl FnOnce(),
+    mut tell: impl FnMut(Progress),
 ) -> Result<Vec<u8>, CsrError> {
     let path = CERTIFICATE_SIGNING_REQUESTS.collection(None);
     match client.create::<_, Value>(&path, &request.object).await {
-        Ok(_) | Err(ApiError::AlreadyExists(_)) => posted(),
+        Ok(_) | Err(ApiError::AlreadyExists(_)) => tell(Progress::Posted),
         Err(error) => return Err(error.into()),
     }
     let selection =
@@ -138,6 +147,7 @@ pub async fn obtain(
     let (sender, mut changes) = mpsc::channel(4);
     let watching = watch(client.clone(), selection, Seen::decode, sender);
     let judging = async {
+        let mut told = false;
         while let Some(change) = changes.recv().await {
             let seen = match change {
                 Change::Synced(all) => all.into_iter().find(|seen| seen.metadata.name == request.name),
@@ -147,6 +157,9 @@ pub async fn obtain(
             let Some(seen) = seen else { return Err(CsrError::Deleted(request.name.clone())) };
             if let Some(result) = seen.judge() {
                 return result;
+            }
+            if !std::mem::replace(&mut told, true) {
+                tell(Progress::Undecided);
             }
         }
         Err(CsrError::Deleted(request.name.clone()))
@@ -260,25 +273,39 @@ mod tests {
         assert!(seen(&json!({"certificate": "*"})).is_some_and(|r| r.is_err()));
     }
 
+    /// A server that has the request, and after the first look also the certificate.
+    async fn having(name: &str, decided_at_first: bool) -> Fake {
+        let name = name.to_owned();
+        Fake::start(move |seen| {
+            let item = |status: Value| {
+                json!({"metadata": {"name": &name, "resourceVersion": "8"}, "status": status})
+            };
+            let signed = item(json!({"certificate": "UEVN"}));
+            let answer = if seen.method == "POST" {
+                crate::api::fake::status(409, "AlreadyExists", "it is there")
+            } else if seen.path.contains("watch=true") {
+                format!("{}\n", json!({"type": "MODIFIED", "object": signed})).into_response()
+            } else {
+                let first = if decided_at_first { signed } else { item(json!({})) };
+                let list = json!({"metadata": {"resourceVersion": "7"}, "items": [first]});
+                crate::api::fake::json(200, &list)
+            };
+            std::future::ready(answer)
+        })
+        .await
+    }
+
     #[tokio::test]
-    async fn a_request_that_is_there_already_is_waited_for() {
+    async fn a_request_that_is_there_already_is_waited_for_while_it_is_undecided() {
         let key = new_key().expect("a key");
         let wanted = request(&NODE, &key).expect("made");
-        let name = wanted.name.clone();
-        let fake = Fake::start(move |seen| {
-            let name = name.clone();
-            async move {
-                if seen.method == "POST" {
-                    let body = json!({"kind": "Status", "code": 409, "reason": "AlreadyExists"});
-                    return (axum::http::StatusCode::CONFLICT, body.to_string()).into_response();
-                }
-                let item = json!({"metadata": {"name": name}, "status": {"certificate": "UEVN"}});
-                json!({"metadata": {"resourceVersion": "7"}, "items": [item]}).to_string().into_response()
-            }
-        })
-        .await;
-        let mut told = false;
-        let certificate = obtain(&fake.client(), &wanted, || told = true).await.expect("signed");
-        assert_eq!((certificate, told), (b"PEM".to_vec(), true));
+        for decided in [false, true] {
+            let fake = having(&wanted.name, decided).await;
+            let mut told = Vec::new();
+            let certificate = obtain(&fake.client(), &wanted, |p| told.push(p)).await.expect("signed");
+            assert_eq!(certificate, b"PEM");
+            let all = [Progress::Posted, Progress::Undecided];
+            assert_eq!(told, all[..if decided { 1 } else { 2 }]);
+        }
     }
 }

@@ -220,8 +220,11 @@ impl ClientRotation {
         };
         let wanted = Wanted { signer: CLIENT_SIGNER, user: &said.user, names: Vec::new() };
         let request = csr::request(&wanted, &key)?;
-        let posted =
-            || tracing::info!(request = request.name, "asked for a new certificate towards the API server");
+        let posted = |how_far| {
+            if how_far == csr::Progress::Posted {
+                tracing::info!(request = request.name, "asked for a new certificate towards the API server");
+            }
+        };
         let asking = csr::obtain(&client, &request, posted);
         let certificate = match self.answer(asking, said, bootstrap.is_none(), told).await {
             Some(Ok(certificate)) => certificate,

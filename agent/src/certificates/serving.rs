@@ -109,8 +109,10 @@ impl ServingRotation {
             Ok(request) => request,
             Err(error) => return Some(Err(error.to_string())),
         };
-        let posted = || {
-            tracing::info!(request = request.name, ?names, "asked for a serving certificate");
+        let posted = |how_far| {
+            if how_far == csr::Progress::Posted {
+                tracing::info!(request = request.name, ?names, "asked for a serving certificate");
+            }
         };
         let client = self.client.clone();
         let asking = tokio::time::timeout(PATIENCE, csr::obtain(&client, &request, posted));

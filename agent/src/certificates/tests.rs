@@ -50,7 +50,7 @@ async fn joined(server: &Server, file: &Path) -> Access {
     let key = csr::new_key().expect("a key");
     let wanted = Wanted { signer: CLIENT_SIGNER, user: "system:node:n1", names: Vec::new() };
     let request = csr::request(&wanted, &key).expect("a request");
-    let certificate = csr::obtain(&client, &request, || ()).await.expect("signed");
+    let certificate = csr::obtain(&client, &request, |_| ()).await.expect("signed");
     file::store(file, &certificate, &key).expect("stored");
     let source = PemSource::File(file.to_owned());
     access.certificate = Some(CertificateSource { certificate: source.clone(), key: source });

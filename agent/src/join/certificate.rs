@@ -40,10 +40,13 @@ pub async fn obtain(
     let mut posted = false;
     let asking = async {
         loop {
-            let tell = || {
-                posted = true;
-                let name = &request.name;
-                progress.waiting(format!("certificate signing request {name} to be approved ({approve})"));
+            let tell = |how_far| match how_far {
+                csr::Progress::Posted => posted = true,
+                csr::Progress::Undecided => {
+                    let name = &request.name;
+                    progress
+                        .waiting(format!("certificate signing request {name} to be approved ({approve})"));
+                }
             };
             match csr::obtain(&client, &request, tell).await {
                 Err(CsrError::Api(error)) if error.is_transient() => {
