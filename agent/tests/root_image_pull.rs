@@ -7,6 +7,7 @@ use std::fs;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use image_fixture::server::{Answer, Server, ranged, well_behaved};
 use image_fixture::{
@@ -487,13 +488,24 @@ fn a_full_disk_during_a_pull_leaves_nothing() {
         let disk = scene.dir.path().join("disk");
         fs::create_dir(&disk).unwrap();
         mount_tmpfs(&disk, "4m");
-        // The blob of the first alone fills the disk; the second fits as a blob and not unpacked.
-        for (content, part) in [(noise(6 << 20, 9), "partial"), (vec![0; 8 << 20], "usr/big")] {
-            let small = Archive::default().file("small", b"x").tar();
-            let big = Archive::default().file("usr/big", &content).tar();
-            let image = image(&[small, big], gzip);
-            let server = Server::start(move |asked| well_behaved(&image, asked));
+        // Whether blob or layer fills the disk must not depend on who is faster. So the blob of the first unpacks to
+        // nothing for longer than there is room; that of the second is small and its layer is not.
+        let nothing = gzip(b"").repeat((6 << 20) / gzip(b"").len());
+        for (before, size, part) in [(nothing, 1, "partial"), (Vec::new(), 8 << 20, "usr/big")] {
             let store = Arc::new(Store::open(&disk.join("images")).unwrap());
+            let small = Archive::default().file("small", b"x").tar();
+            let big = Archive::default().file("usr/big", &vec![0; size]).tar();
+            let pack = |tar: &[u8]| if tar == small { gzip(tar) } else { [&*before, &*gzip(tar)].concat() };
+            let image = image(&[small.clone(), big], pack);
+            let layers = disk.join("images/layers");
+            let server = Server::start(move |asked| {
+                // There is a whole layer that has to go again.
+                while asked.path.ends_with(&image.layers[1].digest().to_string()) && names(&layers).is_empty()
+                {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                well_behaved(&image, asked)
+            });
             let puller = Puller::new(store, RegistryConfig::default());
             // Threads started from here see this thread's mounts.
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
