@@ -35,7 +35,7 @@ fn an_intact_table_is_adopted_without_writing_and_survives_the_process() {
     first.apply(slice("web", &tcp_port(), &[A, B, FAR]));
     first.sync(SystemTime::now()).unwrap();
     let before = lab.tcp("client", "10.96.0.2", 80);
-    drop(first);
+    lab::end(first);
     assert_eq!(lab.tcp("client", "10.96.0.2", 80), before, "the table outlives its owner");
     let mut second = proxy(&lab);
     fill(&mut second);
@@ -55,7 +55,7 @@ fn what_differs_is_repaired_and_a_foreign_shape_is_replaced() {
     first.apply(web());
     first.apply(slice("web", &tcp_port(), &[A]));
     first.sync(SystemTime::now()).unwrap();
-    drop(first);
+    lab::end(first);
     for damage in
         ["delete element ip orlop services { 10.96.0.1 . tcp . 80 }", "flush chain ip orlop services"]
     {
@@ -67,6 +67,7 @@ fn what_differs_is_repaired_and_a_foreign_shape_is_replaced() {
         assert_eq!(report.adopted.len(), 2, "{damage}");
         assert_eq!(repairing.verify().unwrap().differences, Vec::<String>::new(), "{damage}");
         assert_eq!(pod(&lab.tcp("client", VIP, 80)), "a", "{damage}");
+        lab::end(repairing);
     }
     lab.nft(&["add", "chain", "ip", "orlop", "stranger"]).unwrap();
     let mut replacing = proxy(&lab);
@@ -97,7 +98,7 @@ fn others_cannot_change_the_table_and_theirs_is_left_alone() {
     let mut second = proxy(&lab);
     let refused = second.sync(SystemTime::now());
     assert!(matches!(refused, Err(Error::Owned { .. })), "{refused:?}");
-    drop(first);
+    lab::end(first);
     second.sync(SystemTime::now()).unwrap();
     second.cleanup().unwrap();
     assert_eq!(lab.nft(&["list", "tables"]).unwrap(), "");
@@ -179,6 +180,7 @@ fn tables_without_owners_are_adopted_too_and_protected_once_that_is_wanted() {
         proxy.apply(slice("web", &tcp_port(), &[A]));
         let report = proxy.sync(SystemTime::now()).unwrap();
         assert_eq!(pod(&lab.tcp("client", VIP, 80)), "a");
+        lab::end(proxy);
         (report.adopted.len(), report.replaced.len(), report.added)
     };
     assert_eq!(start(false).1, 2);

@@ -111,7 +111,7 @@ fn affinity_holds_over_ipv6_and_where_only_local_endpoints_count_for_some() {
         ),
         "{listing}"
     );
-    drop(first);
+    lab::end(first);
     let mut second = new();
     let report = feed(&mut second);
     assert_eq!((report.added, report.removed, report.adopted.len()), (0, 0, 2));

@@ -117,7 +117,7 @@ fn a_restart_forgets_flows_to_endpoints_that_went_meanwhile() {
         assert_eq!(pod(&lab.udp_from("client", 4444, to, 53)), "a");
     }
     assert_eq!(pod(&lab.udp_from("client", 4445, FAR, 443)), "far", "a flow of no service");
-    drop(first);
+    lab::end(first);
     let mut second = proxy(&lab);
     second.apply(service("dns", &spec));
     second.apply(slice("dns", &ports, &[B]));

@@ -44,7 +44,7 @@ fn stock_nft_reads_the_same() {
         let count = wanted.sets.get(&(Family::V4, set.clone())).map_or(0, std::collections::BTreeMap::len);
         assert_eq!(elements.get(&set.to_string()), Some(&count), "{set}");
     }
-    drop(proxy);
+    lab::end(proxy);
     lab.nft(&["add", "chain", "ip", "orlop", "stranger"]).unwrap();
     let mut looking = self::proxy(&lab);
     looking.verify().unwrap();

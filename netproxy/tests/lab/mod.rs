@@ -19,9 +19,9 @@ mod sctp;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::process::Command;
-use std::sync::Arc;
+use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, RwLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -94,9 +94,28 @@ macro_rules! require_root {
     };
 }
 
+/// Held by whoever starts a program: until that runs, the child has a copy of every socket of this process.
+static STARTING: RwLock<()> = RwLock::new(());
+
+/// Runs a program to its end.
+fn output(command: &mut Command) -> Output {
+    let command = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let starting = STARTING.read().expect("no panic while a program starts");
+    let child = command.spawn().expect("the program is installed");
+    drop(starting);
+    child.wait_with_output().expect("a child can be waited for")
+}
+
+/// Ends what owns sockets as the end of its process would: once this returns, nobody has them. A table whose owner's
+/// socket a child of another test still held would belong to somebody else.
+pub fn end<T>(owner: T) {
+    let _nobody_starts = STARTING.write().expect("no panic while a program starts");
+    drop(owner);
+}
+
 /// Runs `ip` with these words.
 pub fn ip(arguments: &str) {
-    let output = Command::new("ip").args(arguments.split(' ')).output().expect("ip runs");
+    let output = output(Command::new("ip").args(arguments.split(' ')));
     assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
@@ -189,11 +208,7 @@ impl Lab {
     /// Runs `nft` on the node and gives what it prints.
     pub fn nft(&self, arguments: &[&str]) -> Result<String, String> {
         let mut command = Command::new("ip");
-        let output = command
-            .args(["netns", "exec", &self.namespace("node"), "nft"])
-            .args(arguments)
-            .output()
-            .expect("nft runs");
+        let output = output(command.args(["netns", "exec", &self.namespace("node"), "nft"]).args(arguments));
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
     }
@@ -304,7 +319,7 @@ impl Drop for Lab {
             let _ = server.join();
         }
         for name in PODS.map(|(name, ..)| name).into_iter().chain(["outside", "node"]) {
-            let _ = Command::new("ip").args(["netns", "del", &self.namespace(name)]).output();
+            output(Command::new("ip").args(["netns", "del", &self.namespace(name)]));
         }
     }
 }
