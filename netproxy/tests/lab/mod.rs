@@ -106,8 +106,8 @@ fn output(command: &mut Command) -> Output {
     child.wait_with_output().expect("a child can be waited for")
 }
 
-/// Ends what owns sockets as the end of its process would: once this returns, nobody has them. A table whose owner's
-/// socket a child of another test still held would belong to somebody else.
+/// Ends what owns sockets as the end of its process would: once this returns, nobody has them. If a child of another
+/// test still held one, its table would belong to somebody else, and its port would be taken.
 pub fn end<T>(owner: T) {
     let _nobody_starts = STARTING.write().expect("no panic while a program starts");
     drop(owner);
@@ -298,7 +298,10 @@ impl Lab {
             // A packet of the node itself that is dropped in the output hook fails with EPERM, also when an ICMP error
             // follows: what counts is what the socket hears then.
             let _ = socket.connect(address).and_then(|()| socket.send(b"?"));
-            match socket.recv(&mut buffer) {
+            let received = socket.recv(&mut buffer);
+            // The next one from this port is to find it free.
+            end(socket);
+            match received {
                 Ok(length) => answered(&String::from_utf8_lossy(&buffer[..length])),
                 Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => Outcome::Refused,
                 Err(_) => Outcome::Silence,
