@@ -4,7 +4,6 @@
 
 mod image_fixture;
 
-use std::collections::BTreeSet;
 use std::ffi::{CStr, CString};
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
@@ -423,37 +422,4 @@ fn a_directory_is_packed_as_it_is() {
     assert_eq!(layer.join("bin/tool").metadata().unwrap().permissions().mode() & 0o7777, 0o4750);
     assert_eq!(fs::read_link(layer.join("bin/link")).unwrap(), Path::new("/outside/../tool"));
     assert_eq!(first.repo_tags, ["localhost/x:1"]);
-}
-
-#[test]
-fn a_full_disk_leaves_nothing_half_made() {
-    if skip_without_root("a_full_disk_leaves_nothing_half_made") {
-        return;
-    }
-    with_own_mounts(|| {
-        let scene = Scene::new();
-        let disk = scene.dir.path().join("disk");
-        fs::create_dir(&disk).unwrap();
-        mount_tmpfs(&disk, "4m");
-        let store = orlop::image::store::Store::open(&disk.join("images")).unwrap();
-        let archive = scene.dir.path().join("big.tar.gz");
-        let tar = Archive::default().file("small", b"x").file("usr/big", &vec![0; 8 << 20]).tar();
-        fs::write(&archive, gzip(&tar)).unwrap();
-        let error =
-            import(&store, Source::Path(&archive), &Options::default(), &|_| {}).unwrap_err().to_string();
-        assert!(error.contains("usr/big") && error.contains("no space left"), "{error}");
-        assert!(error.contains(disk.to_str().unwrap()), "{error}");
-        for folder in ["records", "layers", "tmp", "partial"] {
-            assert_eq!(names(&disk.join("images").join(folder)), Vec::<String>::new(), "{folder}");
-        }
-        let small = Archive::default().file("small", b"x").tar();
-        let mut stream = &small[..];
-        let options = Options { rootfs: true, ..Options::default() };
-        assert_eq!(import(&store, Source::Stream(&mut stream), &options, &|_| {}).unwrap().len(), 1);
-        assert_eq!(
-            store.sweep_layers(std::time::Duration::ZERO, std::time::SystemTime::now()).unwrap().layers,
-            0
-        );
-        assert_eq!(store.candidates(&BTreeSet::new()).unwrap().len(), 1);
-    });
 }

@@ -1,4 +1,4 @@
-//! Pulls from registries that break: connections, content, tokens, redirects, disks.
+//! Pulls from registries that break: connections, content, tokens, redirects.
 #![allow(clippy::unwrap_used)]
 
 mod image_fixture;
@@ -7,12 +7,10 @@ use std::fs;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use image_fixture::server::{Answer, Server, ranged, well_behaved};
 use image_fixture::{
-    Archive, Blob, Scene, TestImage, gzip, image, mount_tmpfs, names, noise, skip_without_root, with_config,
-    with_own_mounts,
+    Archive, Blob, Scene, TestImage, gzip, image, names, noise, skip_without_root, with_config,
 };
 use orlop::image::digest::Digest;
 use orlop::image::manifest::Platform;
@@ -476,49 +474,4 @@ async fn what_cannot_be_had_is_named() {
         assert!(error.to_string().contains(part), "{part}: {error}");
     }
     scene.assert_empty("what cannot be had");
-}
-
-#[test]
-fn a_full_disk_during_a_pull_leaves_nothing() {
-    if skip_without_root("a_full_disk_during_a_pull_leaves_nothing") {
-        return;
-    }
-    with_own_mounts(|| {
-        let scene = Scene::new();
-        let disk = scene.dir.path().join("disk");
-        fs::create_dir(&disk).unwrap();
-        mount_tmpfs(&disk, "4m");
-        // Whether blob or layer fills the disk must not depend on who is faster. So the blob of the first unpacks to
-        // nothing for longer than there is room; that of the second is small and its layer is not.
-        let nothing = gzip(b"").repeat((6 << 20) / gzip(b"").len());
-        for (before, size, part) in [(nothing, 1, "partial"), (Vec::new(), 8 << 20, "usr/big")] {
-            let store = Arc::new(Store::open(&disk.join("images")).unwrap());
-            let small = Archive::default().file("small", b"x").tar();
-            let big = Archive::default().file("usr/big", &vec![0; size]).tar();
-            let pack = |tar: &[u8]| if tar == small { gzip(tar) } else { [&*before, &*gzip(tar)].concat() };
-            let image = image(&[small.clone(), big], pack);
-            let layers = disk.join("images/layers");
-            let server = Server::start(move |asked| {
-                // There is a whole layer that has to go again.
-                while asked.path.ends_with(&image.layers[1].digest().to_string()) && names(&layers).is_empty()
-                {
-                    std::thread::sleep(Duration::from_millis(5));
-                }
-                well_behaved(&image, asked)
-            });
-            let puller = Puller::new(store, RegistryConfig::default());
-            // Threads started from here see this thread's mounts.
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            let name = server.image("x:1");
-            let keyring = Keyring::default();
-            let error = runtime.block_on(puller.pull(&name, &keyring, Arc::new(|_| {}))).unwrap_err();
-            assert!(error.is_disk_full(), "{error}");
-            assert!(error.to_string().contains(disk.to_str().unwrap()), "{error}");
-            assert!(error.to_string().contains(part), "{error}");
-            drop(runtime);
-            for folder in ["records", "layers", "tmp", "partial"] {
-                assert_eq!(names(&disk.join("images").join(folder)), Vec::<String>::new(), "{folder}");
-            }
-        }
-    });
 }

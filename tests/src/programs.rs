@@ -2,7 +2,7 @@
 //!
 //! The kernel refuses to execute a file that anybody has open for writing (ETXTBSY), and a child forked by another
 //! thread of the test holds what is open here until it executes its own program. So the writing is done by a process
-//! that forks nothing, and this one never has the file open.
+//! that forks nothing. Never: opens such a file in the test's own process.
 
 use std::io::{Error, Result, Write};
 use std::path::Path;
